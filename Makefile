@@ -1,0 +1,39 @@
+# Everything lives in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo
+
+.PHONY: help demo photos test test-all lint types clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[ray,wandb,dev]'
+	@touch $@
+
+demo: $(READY)  ## Demo data, the whole chain on a CPU, a test score, three predictions
+	PATH=$(BIN):$$PATH sh examples/demo.sh $(DEMO)
+
+photos: $(READY)  ## The same path on parquet written by the datasets library
+	PATH=$(BIN):$$PATH sh examples/photos.sh $(DEMO)/photos
+
+test: $(READY) lint types  ## Lint, types and the tests; what CI runs
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(READY) lint types  ## With the slow tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## Types
+	$(BIN)/mypy
+
+clean:  ## Remove the environment and what make demo made
+	rm -rf $(VENV) $(DEMO)
