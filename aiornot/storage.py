@@ -1,0 +1,158 @@
+"""Files on a local path or on ``s3://...``; nothing else knows about file systems.
+
+A write is atomic: a reader sees the old content or the new, never a half. Used by the ledger, the
+checkpoints and the bundle (``aiornot tune fast --storage s3://bucket/runs``).
+"""
+
+import glob
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from aiornot.config import InputError
+
+
+def join(root: str, *parts: str) -> str:
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _open(path: str) -> tuple[fs.FileSystem, str]:
+    if is_remote(path):
+        system, inner = fs.FileSystem.from_uri(path)
+        return system, inner
+    return fs.LocalFileSystem(), str(Path(path).absolute())
+
+
+def exists(path: str) -> bool:
+    system, inner = _open(path)
+    return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
+
+
+def read_text(path: str) -> str:
+    system, inner = _open(path)
+    with system.open_input_stream(inner) as stream:
+        return bytes(stream.read()).decode()
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file whole. An object store's put is atomic; a local one is renamed."""
+    system, inner = _open(path)
+    if is_remote(path):
+        with system.open_output_stream(inner) as stream:
+            stream.write(text.encode())
+        return
+    local = Path(inner)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    # The name is unique: a killed writer's leftover must not meet its successor's.
+    temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(local)
+
+
+def list_files(path: str, *, suffix: str = "") -> list[str]:
+    """Return the files directly in a folder, sorted; an absent folder is empty."""
+    return [info for info, is_file in _list(path) if is_file and info.endswith(suffix)]
+
+
+def list_folders(path: str) -> list[str]:
+    """Return the folders directly in a folder, sorted; an absent folder is empty."""
+    return [info for info, is_file in _list(path) if not is_file]
+
+
+def _list(path: str) -> list[tuple[str, bool]]:
+    system, inner = _open(path)
+    infos = system.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    return sorted(
+        (join(path, info.base_name), info.is_file)
+        for info in infos
+        if not info.base_name.startswith(".")
+    )
+
+
+DONE = "complete"
+"""Empty file that is written last into a folder: without it the folder does not count."""
+
+
+def put_folder(local: Path, path: str) -> None:
+    """Copy a local folder to ``path``; it counts once its last file, ``complete``, is there."""
+    system, inner = _open(path)
+    delete(path)
+    system.create_dir(inner, recursive=True)
+    fs.copy_files(str(local), inner, fs.LocalFileSystem(), system)
+    write_text(join(path, DONE), "")
+
+
+def get_folder(path: str, local: Path) -> None:
+    """Copy a folder to a local one, which must not exist."""
+    system, inner = _open(path)
+    local.mkdir(parents=True)
+    fs.copy_files(inner, str(local), system, fs.LocalFileSystem())
+
+
+def complete_folders(path: str) -> list[str]:
+    """Return the folders in ``path`` that were put to their end, sorted by name."""
+    return [folder for folder in list_folders(path) if exists(join(folder, DONE))]
+
+
+def delete(path: str) -> None:
+    """Remove a file or a folder with all that is in it; what is absent is fine."""
+    system, inner = _open(path)
+    kind = system.get_file_info(inner).type
+    if kind == fs.FileType.Directory:
+        system.delete_dir(inner)
+    elif kind == fs.FileType.File:
+        system.delete_file(inner)
+
+
+def set_aside(path: str) -> str | None:
+    """Move a local folder to ``<path>.old-<n>`` and return that name, None if there is none.
+
+    Raises:
+        InputError: The path is remote; an object store cannot rename a folder.
+    """
+    if is_remote(path):
+        raise InputError(f"{path}: move the old run away by hand; an object store cannot rename")
+    folder = Path(path)
+    if not folder.exists():
+        return None
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    shutil.move(folder, target)
+    return str(target)
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """Open a file for random reads."""
+    system, inner = _open(path)
+    return system.open_input_file(inner)
+
+
+def find(source: str, *, suffix: str) -> list[str]:
+    """Return the files that a source names, sorted: a file, a folder, or a glob.
+
+    Raises:
+        InputError: Nothing is there, or no file with that suffix.
+    """
+    if any(mark in source for mark in "*?[") and not is_remote(source):
+        found = sorted(glob.glob(source))
+    elif source.endswith(suffix):
+        found = [source] if exists(source) else []
+    else:
+        if not exists(source):
+            raise InputError(f"{source}: no such file or folder")
+        found = list_files(source, suffix=suffix)
+    if not found:
+        raise InputError(f"{source}: no {suffix} files there")
+    return found
