@@ -1,0 +1,197 @@
+"""Bytes to pixels: the one decoder, shared by prepare and predict so that both see the same image.
+
+``aiornot prepare data/*.parquet --out data/`` stores what ``fit(decode(data), size)`` returns.
+"""
+
+import io
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import ExifTags, Image, ImageFile
+
+from aiornot.config import InputError
+
+Pixels = npt.NDArray[np.uint8]
+Geometry = Literal["resize", "crop"]
+
+# 100 megapixels decode to 300 MB. Larger than any camera's photo, smaller than a worker's memory.
+MAX_PIXELS = 100_000_000
+
+# Only these: Pillow knows forty more, some of which start other programs (EPS runs Ghostscript)
+# or have no signature to be known by (TGA).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# What libjpeg says when pixels are lost. Its other remarks ("3 extraneous bytes before marker",
+# "Invalid SOS parameters") are about oddities of sound files, which cameras do write.
+_PIXELS_LOST = ("remature end", "bad Huffman code", "bad arithmetic code", "found marker")
+
+
+def decode(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode one image file as it is meant to be seen; safe to call from many threads.
+
+    EXIF orientation is applied, transparency lies on white, animations give their first frame.
+    For images without either, the pixels equal Pillow's ``open(...).convert("RGB")``.
+
+    Args:
+        data: The whole file.
+        max_pixels: Largest width times height, read from the header before a pixel is decoded.
+
+    Returns:
+        (H, W, 3) RGB, C-contiguous and writable.
+
+    Raises:
+        ValueError: It cannot be decoded; the message is a short reason fit for a list.
+    """
+    if not data:
+        raise ValueError("empty: there are no bytes")
+    name = _format(data)
+    try:
+        with _open(data, name) as image:
+            _check_size(image, max_pixels)
+            pixels = _rgb(image, data)
+            # Asked for last: in a PNG the orientation may stand behind the pixels, and Pillow has
+            # turned a TIFF (and forgotten its orientation) by the time it is loaded.
+            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+    # On strangers' bytes Pillow raises SyntaxError, struct.error, IndexError, OSError and more.
+    except Exception as error:
+        raise ValueError(f"{name}: {_reason(error)}") from error
+
+
+def fit(pixels: Pixels, size: int, *, geometry: Geometry = "resize") -> Pixels:
+    """Bring an image to ``size`` x ``size``; returned as it is when it already fits.
+
+    Args:
+        pixels: (H, W, 3).
+        size: Pixels per side.
+        geometry: ``resize`` squeezes the whole image with Pillow's bicubic filter. ``crop`` takes
+            the centre and never resamples, which would blur the traces a detector looks for; a
+            side that is too short is continued by its mirror image.
+
+    Returns:
+        (size, size, 3).
+
+    Raises:
+        InputError: ``size`` or ``geometry`` is not usable.
+    """
+    if size < 1:
+        raise InputError(f"image size {size} must be at least 1 pixel")
+    if geometry not in ("resize", "crop"):
+        raise InputError(f"geometry {geometry!r} is unknown: use 'resize' or 'crop'")
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    if geometry == "crop":
+        return _crop(pixels, size)
+    return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _format(data: bytes) -> str:
+    """Name the format by its signature alone: file names lie, and rows of a table have none."""
+    Image.init()  # registers Pillow's formats, once per process, as Image.open does
+    for name in FORMATS:
+        _, accept = Image.OPEN.get(name, (None, None))
+        # A text instead of True says that this Pillow was built without the format.
+        if accept is not None and accept(data[:16]) is True:
+            return name
+    raise ValueError(f"not an image: starts with {data[:8]!r}, known are {', '.join(FORMATS)}")
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    """Read the header.
+
+    Not ``Image.open``: that warns above its own bound of 89 megapixels, and a warning can only be
+    silenced for the whole process (``catch_warnings`` is not thread-safe, ``MAX_IMAGE_PIXELS`` is
+    the host's). Here our bound is the only one.
+    """
+    opener, _ = Image.OPEN[name]
+    return opener(io.BytesIO(data), "")
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
+    if not width * height:
+        raise ValueError(f"{width} x {height} pixels, nothing to see")
+
+
+def _rgb(image: ImageFile.ImageFile, data: bytes) -> Pixels:
+    if image.format == "JPEG" and image.mode == "RGB":
+        return _jpeg(image, data)
+    if image.mode.startswith(("I", "F")):
+        return _from_16_bit(image)
+    return np.array(_on_white(image) if image.has_transparency_data else image.convert("RGB"))
+
+
+def _jpeg(image: ImageFile.ImageFile, data: bytes) -> Pixels:
+    """Decode with libjpeg-turbo: the same pixels as Pillow's, at less cost, and strict.
+
+    Pillow accepts a file with a hole in the middle and paints the rest grey; this does not.
+    """
+    try:
+        # A hostile file may show two parsers two sizes; only Pillow's has been checked.
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if (width, height) == image.size:
+            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+            return pixels
+    except ValueError as error:
+        if any(words in str(error) for words in _PIXELS_LOST):
+            raise
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bit(image: Image.Image) -> Pixels:
+    """Keep the high byte, as Pillow does for 16-bit colour; its ``convert`` would clip to white."""
+    # "I" has 32 bits and no fixed range, but is also what some versions make of a 16-bit PNG.
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
+        raise ValueError(f"mode {image.mode!r} has no fixed range: save it with 8 or 16 bits")
+    grey = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Show transparency as browsers and viewers do, on a white page.
+
+    ``convert("RGB")`` alone would bring up the colours hidden below alpha 0, which no one has
+    seen, which differ by the program that wrote the file, and from which a model would learn that.
+    """
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read EXIF orientation, 1 to 8; broken EXIF is no reason to lose the image."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation; one outside 2 to 8 changes nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _crop(pixels: Pixels, size: int) -> Pixels:
+    """Cut the centre, then continue what is too short; one row or column is simply repeated."""
+    top, left = (max(side - size, 0) // 2 for side in pixels.shape[:2])
+    pixels = pixels[top : top + size, left : left + size]
+    for axis, side in enumerate(pixels.shape[:2]):
+        before = (size - side) // 2
+        margins = [(0, 0), (0, 0), (0, 0)]
+        margins[axis] = (before, size - side - before)
+        # A mirror without its edge needs two pixels; numpy folds it as often as needed.
+        pixels = np.pad(pixels, margins, mode="reflect" if side > 1 else "edge")
+    return np.ascontiguousarray(pixels)
+
+
+def _reason(error: Exception) -> str:
+    """One short line, whatever a library wrote."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
