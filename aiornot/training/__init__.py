@@ -1,0 +1,1 @@
+"""Rooms of one training run: augmentation, model, loader, metrics, the loop."""
