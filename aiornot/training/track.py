@@ -1,0 +1,134 @@
+"""Where reports go besides the ledger: W&B, written by the process that owns the ledger.
+
+The writing happens in a thread of its own, so that a slow or dead W&B never holds up the search.
+Without an account it writes offline files; ``wandb sync`` sends them later. The only wandb import.
+"""
+
+import importlib.util
+import logging
+import netrc
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Metrics = Mapping[str, Any]
+
+CLOSE_SECONDS = 60.0
+"""How long to wait for the last reports at the end of a stage."""
+
+
+class Tracker:
+    """One W&B run per trial: run id = the trial's own id, group = its stage.
+
+    Args:
+        project: Name of the W&B project.
+        folder: Where offline files go.
+        mode: ``auto``: online with an account, else offline. ``off``: no W&B at all.
+    """
+
+    def __init__(self, project: str, folder: Path, *, mode: str = "auto") -> None:
+        self.mode = resolve_mode(mode)
+        self._project = project
+        self._folder = folder
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._runs: dict[str, Any] = {}
+        self._broken = False
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        if self.mode != "off":
+            folder.mkdir(parents=True, exist_ok=True)
+            self._thread.start()
+
+    def start(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        group: str,
+        tags: Iterable[str],
+        config: Mapping[str, Any],
+        ticks: Iterable[Metrics] = (),
+    ) -> None:
+        """Open a trial's run; ``ticks`` are those from before a restart.
+
+        Offline a restart opens a new file, so the earlier ticks are written again: the curve has
+        no gap. Online the server still has them.
+        """
+        settings = {"name": name, "group": group, "tags": list(tags), "config": dict(config)}
+        self._put(lambda: self._open(run_id, settings))
+        if self.mode == "offline":
+            for metrics in list(ticks):
+                self.tick(run_id, metrics)
+
+    def tick(self, run_id: str, metrics: Metrics) -> None:
+        values = dict(metrics)
+        self._put(lambda: self._runs[run_id].log(values, step=int(values["tick"])))
+
+    def end(self, run_id: str, summary: Metrics) -> None:
+        values = dict(summary)
+        self._put(lambda: self._finish(run_id, values))
+
+    def close(self) -> None:
+        """Write what is left; give up after a minute."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join(CLOSE_SECONDS)
+
+    def _put(self, job: Callable[[], None]) -> None:
+        if self.mode != "off" and not self._broken:
+            self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._broken:
+                continue
+            try:
+                job()
+            except Exception as error:  # tracking must never cost a trial
+                self._broken = True
+                logging.getLogger(__name__).warning("W&B is switched off: %s", error)
+        for run_id in list(self._runs):
+            self._finish(run_id, {})
+
+    def _open(self, run_id: str, settings: dict[str, Any]) -> None:
+        import wandb
+
+        self._runs[run_id] = wandb.init(
+            project=self._project,
+            id=run_id,
+            dir=str(self._folder),
+            mode="offline" if self.mode == "offline" else "online",
+            resume="allow",
+            reinit="create_new",  # runs of several trials are open at once
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            **settings,
+        )
+
+    def _finish(self, run_id: str, summary: dict[str, Any]) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            run.summary.update(summary)
+            run.finish()
+
+
+def resolve_mode(mode: str) -> str:
+    """Return ``online``, ``offline`` or ``off``."""
+    if mode == "off" or importlib.util.find_spec("wandb") is None:
+        return "off"
+    chosen = os.environ.get("WANDB_MODE", "")
+    if chosen in ("offline", "online"):
+        return chosen
+    if chosen in ("disabled", "dryrun"):
+        return "off" if chosen == "disabled" else "offline"
+    return "online" if _has_account() else "offline"
+
+
+def _has_account() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
