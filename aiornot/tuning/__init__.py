@@ -1,0 +1,1 @@
+"""Rooms of the search: spaces, narrowing, the ledger, selection, Ray Tune."""

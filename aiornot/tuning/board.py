@@ -1,0 +1,153 @@
+"""Leaderboards, read from the ledger: which runs there are, their stages, a stage's trials.
+
+``aiornot show demo explore`` prints one. Rows are plain dicts, so that ``--json`` prints the same.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiornot import storage
+from aiornot.config import TICKS, InputError, TrainConfig
+from aiornot.tuning import select
+from aiornot.tuning.ledger import Ledger, Trial
+
+Row = dict[str, Any]
+
+RUN_COLUMNS = ("run", "stages", "trials", "best", "delivered")
+STAGE_COLUMNS = ("stage", "state", "trials", "ended", "best", "standard_error", "seconds", "data")
+TRIAL_COLUMNS = ("trial", "state", "tick", "score", "standard_error", "seconds", "origin")
+
+
+def runs(root: str) -> list[Row]:
+    """Return a row for every run below ``root``: a chain, or one ``aiornot train``."""
+    names = [path.rsplit("/", 1)[-1] for path in storage.list_folders(root)]
+    rows = [_run_row(root, name) for name in names if _ledgers(root, name)]
+    if not rows:
+        raise InputError(f"{root}: no runs there; 'aiornot tune' and 'aiornot train' make them")
+    return rows
+
+
+def _run_row(root: str, name: str) -> Row:
+    trials = [trial for ledger in _ledgers(root, name).values() for trial in ledger.read()]
+    return {
+        "run": name,
+        "stages": len(_ledgers(root, name)),
+        "trials": len(trials),
+        "best": _best(trials),
+        "delivered": storage.exists(storage.join(root, name, "bundle", "bundle.json")),
+    }
+
+
+def _ledgers(root: str, name: str) -> dict[str, Ledger]:
+    """Return the ledgers of a run by stage, in the order in which the stages follow one another."""
+    home = storage.join(root, name)
+    if storage.exists(storage.join(home, "trials")):
+        return {"train": Ledger(home)}
+    found = {path.rsplit("/", 1)[-1]: Ledger(path) for path in storage.list_folders(home)}
+    records = {stage: ledger.read_stage() for stage, ledger in found.items()}
+    after = {stage: r["meaning"]["after"] for stage, r in records.items() if r is not None}
+    order: list[str] = []
+    while rest := [stage for stage in after if stage not in order]:
+        ready = [stage for stage in rest if after[stage] in (None, *order)]
+        order += sorted(ready or rest)
+    return {stage: found[stage] for stage in order}
+
+
+def stages(root: str, name: str) -> list[Row]:
+    """Return a row for every stage of a run that was begun."""
+    ledgers = _ledgers(root, name)
+    if not ledgers:
+        known = ", ".join(row["run"] for row in runs(root))
+        raise InputError(f"{root}: no run {name!r}; there are {known}")
+    return [_stage_row(stage, ledger) for stage, ledger in ledgers.items()]
+
+
+def _stage_row(stage: str, ledger: Ledger) -> Row:
+    trials, record = ledger.read(), ledger.read_stage() or {}
+    ended = [trial for trial in trials if trial.state != "running"]
+    wanted = record.get("num_trials", 1)
+    best = _best(trials)
+    return {
+        "stage": stage,
+        "state": "finished" if len(ended) >= wanted else "unfinished",
+        "trials": wanted,
+        "ended": len(ended),
+        "best": best,
+        "standard_error": _error(best, record),
+        "seconds": sum(trial.seconds for trial in trials),
+        "data": record.get("meaning", {}).get("data"),
+        "warnings": record.get("warnings", []),
+    }
+
+
+def _best(trials: Sequence[Trial]) -> float | None:
+    scores = [trial.score for trial in trials if math.isfinite(trial.score)]
+    return max(scores, default=None)
+
+
+def _error(score: float | None, record: Mapping[str, Any]) -> float | None:
+    if score is None or not 0 < score <= 1 or "num_positive" not in record:
+        return None
+    return select.standard_error(
+        score, num_positive=record["num_positive"], num_negative=record["num_negative"]
+    )
+
+
+def trials(root: str, name: str, stage: str) -> list[Row]:
+    """Return a stage's trials, best first; those without a standing come last."""
+    ledgers = _ledgers(root, name)
+    if stage not in ledgers:
+        raise InputError(f"{root}: run {name!r} has no stage {stage!r}; it has {list(ledgers)}")
+    ledger = ledgers[stage]
+    record, found = ledger.read_stage() or {}, ledger.read()
+    budget = record.get("meaning", {}).get("budget", {})
+    rungs = _rungs(budget.get("grace_period", TICKS), budget.get("reduction_factor", 4))
+    ranked = select.rank(found, rungs)
+    rest = [trial for trial in found if trial not in ranked]
+    return [_trial_row(trial, record) for trial in [*ranked, *rest]]
+
+
+def _rungs(grace_period: int, reduction_factor: int) -> list[int]:
+    from aiornot.tuning.space import Budget
+
+    return select.rungs(
+        Budget(num_trials=1, grace_period=grace_period, reduction_factor=reduction_factor)
+    )
+
+
+def _trial_row(trial: Trial, record: Mapping[str, Any]) -> Row:
+    score = trial.score if math.isfinite(trial.score) else None
+    default = TrainConfig().to_dict()
+    return {
+        "trial": trial.id,
+        "state": trial.state,
+        "reason": trial.reason,
+        "tick": trial.tick,
+        "score": score,
+        "standard_error": _error(score, record),
+        "seconds": trial.seconds,
+        "origin": trial.origin,
+        "config": {key: v for key, v in trial.config.items() if v != default.get(key)},
+    }
+
+
+def texts(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return the cells of a row as people read them."""
+    return [_text(column, row[column]) for column in columns]
+
+
+def _text(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if column == "seconds" else f"{value:.4f}"
+    return str(value)
+
+
+def varied(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the hyper-parameters in which the trials of a board differ."""
+    names = sorted({name for row in rows for name in row["config"]})
+    return tuple(name for name in names if len({str(row["config"].get(name)) for row in rows}) > 1)

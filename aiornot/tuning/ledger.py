@@ -1,0 +1,164 @@
+"""The ledger: one plain JSON file per trial, the only memory that resume needs.
+
+``runs/<chain>/<stage>/trials/<id>.json`` is rewritten whole at each tick by the driver alone.
+``aiornot show`` reads it.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from aiornot import storage
+from aiornot.config import TICKS, InputError
+
+State = Literal["running", "finished", "stopped", "diverged", "failed"]
+"""running: begun and not ended. stopped: given up by ASHA. finished: reached its last tick."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Trial:
+    """One configuration, trained."""
+
+    id: str
+    number: int
+    state: State = "running"
+    origin: str = "sampled"
+    """``sampled``, ``first``, or ``from <trial id>`` for a parent's configuration."""
+    params: dict[str, Any]
+    """What the searcher drew; a key that does not apply is still here."""
+    config: dict[str, Any]
+    """The whole TrainConfig that is trained."""
+    ticks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    reason: str = ""
+    started: float = 0.0
+
+    def last(self, name: str) -> float:
+        """Return the newest value of a metric, NaN before the first tick."""
+        return float(self.ticks[-1].get(name, math.nan)) if self.ticks else math.nan
+
+    @property
+    def tick(self) -> int:
+        """The last tick that was reported, 0 before the first."""
+        return int(self.ticks[-1]["tick"]) if self.ticks else 0
+
+    @property
+    def score(self) -> float:
+        """Best validation AUROC so far, NaN before the first tick."""
+        return self.last("score")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training that the ticks took, over all attempts."""
+        return float(sum(tick["seconds"] for tick in self.ticks))
+
+    def add_tick(self, metrics: dict[str, Any]) -> bool:
+        """Append a report; one that is here already (a resumed trial repeats it) is ignored."""
+        if int(metrics["tick"]) <= self.tick:
+            return False
+        self.ticks.append(metrics)
+        return True
+
+
+class Observer(Protocol):
+    """Told of every change after it is written, e.g. the console and W&B."""
+
+    def begin(self, trial: Trial) -> None: ...
+    def tick(self, trial: Trial, metrics: dict[str, Any]) -> None: ...
+    def end(self, trial: Trial) -> None: ...
+
+
+class Ledger:
+    """The trials of one stage under ``root``, a local folder or ``s3://...``."""
+
+    def __init__(self, root: str, *, observers: Sequence[Observer] = ()) -> None:
+        self.root = root
+        self._observers = observers
+
+    def trial_folder(self, trial_id: str) -> str:
+        """Where the checkpoints of a trial lie."""
+        return storage.join(self.root, "checkpoints", trial_id)
+
+    def begin(self, trial: Trial) -> None:
+        """Record a trial that starts, or goes on."""
+        trial.started = trial.started or time.time()
+        self._write(trial)
+        for observer in self._observers:
+            observer.begin(trial)
+
+    def tick(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
+        """Record a report; one that is here already is ignored."""
+        values = {key: metrics[key] for key in sorted(metrics)} | {"time": time.time()}
+        if not trial.add_tick(values):
+            return
+        self._write(trial)
+        for observer in self._observers:
+            observer.tick(trial, values)
+
+    def end(self, trial: Trial, *, error: str = "") -> None:
+        """Record how a trial ended; its last tick and the error tell."""
+        trial.state, trial.reason = _end_of(trial, error)
+        self._write(trial)
+        for observer in self._observers:
+            observer.end(trial)
+
+    def _write(self, trial: Trial) -> None:
+        text = json.dumps(dataclasses.asdict(trial), indent=1, default=_plain)
+        storage.write_text(storage.join(self.root, "trials", f"{trial.id}.json"), text + "\n")
+
+    def read(self) -> list[Trial]:
+        """Return all trials in the order in which they were created."""
+        paths = storage.list_files(storage.join(self.root, "trials"), suffix=".json")
+        trials = [_read_trial(path) for path in paths]
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def write_stage(self, stage: dict[str, Any]) -> None:
+        storage.write_text(
+            storage.join(self.root, "stage.json"),
+            json.dumps(stage, indent=1, default=_plain) + "\n",
+        )
+
+    def read_stage(self) -> dict[str, Any] | None:
+        """Return what ``stage.json`` says, None where the stage never started."""
+        path = storage.join(self.root, "stage.json")
+        if not storage.exists(path):
+            return None
+        return _loads(path, storage.read_text(path))
+
+
+def _end_of(trial: Trial, error: str) -> tuple[State, str]:
+    if error:
+        return "failed", error
+    if trial.last("diverged") == 1.0:
+        return "diverged", f"the loss was not finite at tick {trial.tick}"
+    if trial.tick >= TICKS:
+        return "finished", ""
+    return "stopped", f"below the cut at tick {trial.tick}"
+
+
+def _read_trial(path: str) -> Trial:
+    values = _loads(path, storage.read_text(path))
+    try:
+        return Trial(**values)
+    except TypeError as error:
+        raise InputError(f"{path} is not a trial of this version: {error}") from None
+
+
+def _loads(path: str, text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is not valid JSON ({error}); restore it, or delete it to run the trial again"
+        ) from None
+    assert isinstance(values, dict)
+    return values
+
+
+def _plain(value: object) -> object:
+    """Let numpy scalars through; anything else is a bug of ours."""
+    item = getattr(value, "item", None)
+    assert callable(item), f"not JSON: {value!r}"
+    return item()

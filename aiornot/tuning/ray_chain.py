@@ -1,0 +1,290 @@
+"""A chain of stages, run as ``make`` would: what is finished is skipped, the rest goes on.
+
+``aiornot tune fast`` is this room. The ledger is the memory: an interrupted stage continues its
+unfinished trials from their last tick, and nothing finished is run again.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+
+from aiornot import ray_session, storage
+from aiornot.config import InputError, TrainConfig, WorkError
+from aiornot.data import hdf5
+from aiornot.training import checkpoints, model, track
+from aiornot.tuning import ray_runs, ray_tuner
+from aiornot.tuning import record as records
+from aiornot.tuning.ledger import Ledger, Observer, Trial
+from aiornot.tuning.record import Record
+from aiornot.tuning.space import Narrowed, Stage, configure, load_chain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and with what a chain runs; none of it changes what is searched."""
+
+    data: Path
+    """Folder of the prepared files."""
+    root: str
+    """Folder of the chain's runs, local or remote."""
+    num_workers: int = 1
+    """Ranks of each Ray Train run."""
+    num_trials: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Trials of a searching stage, where not as many as its file says."""
+    only: str | None = None
+    """Stop after this stage."""
+    fresh: bool = False
+    """Move an earlier run of the chain aside first."""
+    say: Callable[[str], None] = lambda text: None
+    observe: Callable[[Stage, int], Sequence[Observer]] = lambda stage, num_trials: ()
+    """Makes the observers of a stage's ledger."""
+    make_tracker: Callable[[], track.Tracker] | None = None
+    """Opens W&B once there is something to run."""
+
+    def ledger(self, stage: Stage, observers: Sequence[Observer] = ()) -> Ledger:
+        return Ledger(storage.join(self.root, stage.name), observers=observers)
+
+    def data_file(self, stage: Stage) -> Path:
+        """Return the prepared file of a stage.
+
+        Raises:
+            InputError: It is not there.
+        """
+        path = self.data / f"{stage.data}.h5"
+        if not path.exists():
+            raise InputError(
+                f"stage {stage.name!r} needs {path}; make it with "
+                f"'aiornot prepare SOURCE --out {self.data} --profile {stage.data}'"
+            )
+        return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a chain delivers: the chosen trial and where its weights lie."""
+
+    trial: Trial
+    checkpoint: str
+    data: Path
+    lineage: dict[str, Any]
+
+
+def run_chain(folder: Path, options: Options) -> Outcome | None:
+    """Run every stage of a chain that is not finished yet.
+
+    Returns:
+        The delivered trial, None where ``only`` ends the chain early.
+
+    Raises:
+        InputError: A stage file, the data or the options cannot be used; nothing was started.
+        WorkError: A stage ended without a trial to go on with, or was interrupted.
+    """
+    stages = load_chain(folder)
+    _check(stages, options)
+    if options.fresh and (moved := storage.set_aside(options.root)):
+        options.say(f"the earlier run is now in {moved}")
+    for stage in stages:
+        old = options.ledger(stage).read_stage()
+        if old is not None:
+            records.check_unchanged(stage, options.data_file(stage), old, place=options.root)
+    wanted = list(_until(stages, options.only))
+    if not all(_is_finished(stage, options) for stage in wanted):
+        _run_stages(wanted, options)
+    return None if options.only and wanted != stages else _outcome(stages, options)
+
+
+def _until(stages: Sequence[Stage], only: str | None) -> Iterator[Stage]:
+    for stage in stages:
+        yield stage
+        if stage.name == only:
+            return
+
+
+def _check(stages: Sequence[Stage], options: Options) -> None:
+    """Refuse before anything is spent: unknown stages, missing data, impossible models."""
+    searching = [stage.name for stage in stages if stage.searches()]
+    for name in options.num_trials:
+        if name not in searching:
+            raise InputError(f"no searching stage {name!r}; this chain has {', '.join(searching)}")
+    names = [stage.name for stage in stages]
+    if options.only is not None and options.only not in names:
+        raise InputError(f"no stage {options.only!r}; this chain has {', '.join(names)}")
+    for stage in stages:
+        size = int(hdf5.attributes(options.data_file(stage))["size"])
+        for config in models(stage):
+            model.check(config, size=size)
+
+
+def models(stage: Stage) -> list[TrainConfig]:
+    """Return a configuration for every model, pooling and drop path that a stage may build."""
+    options = []
+    for name in ("model", "global_pool", "drop_path_rate"):
+        domain = stage.space.get(name)
+        domain = domain.original if isinstance(domain, Narrowed) else domain
+        if isinstance(domain, CategoricalDistribution):
+            options.append([(name, choice) for choice in domain.choices])
+    points = [dict(point) for point in product(*options)]
+    return [configure(stage, point) for point in points if point or "model" in stage.fixed]
+
+
+def _num_trials(stage: Stage, options: Options) -> int:
+    """Return the trials of a searching stage; the file's number, or what was asked for."""
+    return options.num_trials.get(stage.name, stage.budget.num_trials)
+
+
+def _is_finished(stage: Stage, options: Options) -> bool:
+    ledger = options.ledger(stage)
+    record = ledger.read_stage()
+    if record is None:
+        return False
+    ended = sum(trial.state != "running" for trial in ledger.read())
+    wanted = _num_trials(stage, options) if stage.searches() else record["num_trials"]
+    return bool(ended >= wanted)
+
+
+def _run_stages(stages: Sequence[Stage], options: Options) -> None:
+    tracker = options.make_tracker() if options.make_tracker else None
+    try:
+        with ray_session.connected():
+            for stage in stages:
+                if _is_finished(stage, options):
+                    options.say(f"{stage.name}: finished before")
+                else:
+                    _run_stage(stage, options, tracker)
+    finally:
+        if tracker is not None:
+            tracker.close()
+
+
+def _run_stage(stage: Stage, options: Options, tracker: track.Tracker | None) -> None:
+    record = _open_record(stage, options)
+    observers = [*options.observe(stage, record["num_trials"])]
+    if tracker is not None:
+        observers.append(_Tracking(tracker, stage, record))
+    ledger, data = options.ledger(stage, observers), options.data_file(stage)
+    started = time.monotonic()
+    if stage.searches():
+        ray_tuner.search(stage, record, ledger, data=data)
+    else:
+        assert stage.after is not None
+        ray_runs.train_selected(
+            stage,
+            record,
+            ledger,
+            parents=options.ledger(stage.after).read(),
+            data=data,
+            num_workers=options.num_workers,
+        )
+    trials = ledger.read()
+    _check_end(stage, trials, record["num_trials"], ledger.root)
+    options.say(f"{stage.name}: {_ends(trials)}; {time.monotonic() - started:.0f} s")
+
+
+def _open_record(stage: Stage, options: Options) -> Record:
+    """Return what the stage draws from: as it was begun, or fixed now."""
+    ledger, data = options.ledger(stage), options.data_file(stage)
+    record = ledger.read_stage()
+    if record is None:
+        parent = options.ledger(stage.after) if stage.after else None
+        record = records.begin(
+            stage,
+            data,
+            num_trials=_num_trials(stage, options),
+            parent=parent.read_stage() if parent else None,
+            parent_trials=parent.read() if parent else [],
+        )
+        for warning in record["warnings"]:
+            options.say(f"{stage.name}: {warning}")
+    if stage.searches():
+        record["num_trials"] = _num_trials(stage, options)
+    ledger.write_stage(record)
+    return record
+
+
+def _check_end(stage: Stage, trials: Sequence[Trial], wanted: int, root: str) -> None:
+    ended = sum(trial.state != "running" for trial in trials)
+    if ended < wanted:
+        raise WorkError(
+            f"stage {stage.name!r} was interrupted after {ended} of {wanted} trials; "
+            "run the same command to go on"
+        )
+    if not any(trial.state == "finished" for trial in trials):
+        reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason})[:3])
+        raise WorkError(f"no trial of stage {stage.name!r} finished: {reasons}; see {root}")
+
+
+def _ends(trials: Sequence[Trial]) -> str:
+    states = ("finished", "stopped", "diverged", "failed")
+    counts = {state: sum(trial.state == state for trial in trials) for state in states}
+    best = max(trial.score for trial in trials if trial.state == "finished")
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    return f"{', '.join(parts)}; best score {best:.4f}"
+
+
+def _outcome(stages: Sequence[Stage], options: Options) -> Outcome:
+    """Deliver the better of the final trial and the earlier run of the same configuration."""
+    rivals = _rivals(stages[-1], options)
+    if not rivals:
+        raise WorkError(f"no trial of stage {stages[-1].name!r} finished; see 'aiornot show'")
+    stage, chosen = max(rivals, key=lambda rival: rival[1].score)
+    best_tick = int(chosen.last("best_tick"))
+    root = options.ledger(stage).trial_folder(chosen.id)
+    return Outcome(
+        trial=chosen,
+        checkpoint=checkpoints.folder_of(root, best_tick),
+        data=options.data_file(stage),
+        lineage={
+            "chain": [stage.name for stage in stages],
+            "trial": chosen.id,
+            "origin": chosen.origin,
+            "tick": best_tick,
+            "scores": {trial.id: trial.score for _, trial in rivals},
+            "seeds": {trial.id: trial.config["seed"] for _, trial in rivals},
+        },
+    )
+
+
+def _rivals(last: Stage, options: Options) -> list[tuple[Stage, Trial]]:
+    trials = [trial for trial in options.ledger(last).read() if trial.state == "finished"]
+    rivals = [(last, trial) for trial in trials]
+    if last.searches() or last.after is None or last.after.searches():
+        return rivals
+    origins = {trial.origin.removeprefix("from ") for trial in trials}
+    earlier = options.ledger(last.after).read()
+    return rivals + [(last.after, trial) for trial in earlier if trial.id in origins]
+
+
+class _Tracking:
+    """An observer that hands the ledger's changes to W&B."""
+
+    def __init__(self, tracker: track.Tracker, stage: Stage, record: Record) -> None:
+        self._tracker = tracker
+        self._stage = stage
+        # A trial's id is unique in its stage only; a W&B run's must be in the whole project.
+        self._suffix = record["run"]
+
+    def _id(self, trial: Trial) -> str:
+        return f"{trial.id}-{self._suffix}"
+
+    def begin(self, trial: Trial) -> None:
+        kind = [] if self._stage.searches() else ["candidate"]
+        self._tracker.start(
+            self._id(trial),
+            name=trial.id,
+            group=self._stage.name,
+            tags=[self._stage.data, *kind],
+            config=trial.config,
+            ticks=trial.ticks,
+        )
+
+    def tick(self, trial: Trial, metrics: dict[str, Any]) -> None:
+        self._tracker.tick(self._id(trial), metrics)
+
+    def end(self, trial: Trial) -> None:
+        summary = {"state": trial.state, "reason": trial.reason, "score": trial.score}
+        self._tracker.end(self._id(trial), summary)

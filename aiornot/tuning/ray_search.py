@@ -1,0 +1,208 @@
+"""The searcher and the scheduler of a stage, told the truth and refilled from the ledger.
+
+Ray's ``OptunaSearch`` tells Optuna that a trial ASHA stopped is complete, with its low-rung value,
+and ``Tuner.restore`` loses ASHA's rungs. Here both are rebuilt from the ledger, so a resumed search
+decides as an uninterrupted one would, and both know a trial by its id in the ledger.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from aiornot.config import TICKS
+from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.space import Budget, Distribution, Stage, Value, configure
+
+METRIC = "score"
+TIME_ATTRIBUTE = "tick"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a searching stage draws from, fixed when it first starts."""
+
+    stage: Stage
+    space: Mapping[str, Distribution]
+    first: Sequence[Mapping[str, Value]]
+    """Points that run first; a parameter missing from one is drawn."""
+    origins: Sequence[str]
+    """Where each of those points comes from."""
+    base: Mapping[str, Value] | None
+    """The parent's best configuration."""
+    num_trials: int
+
+
+class Suggestions(Searcher):  # type: ignore[misc]
+    """Suggests the unfinished trials of the ledger first, then new ones up to the budget.
+
+    Args:
+        plan: What to draw.
+        ledger: Where new trials are recorded.
+        trials: The trials recorded so far.
+        data: The prepared file that every trial trains on.
+    """
+
+    def __init__(self, plan: Plan, *, ledger: Ledger, trials: Sequence[Trial], data: str) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._plan = plan
+        self._ledger = ledger
+        self._data = data
+        self._study = optuna.create_study(direction="maximize")
+        self._study.add_trials([_frozen(t, plan.space) for t in trials if t.state != "running"])
+        self._unfinished = [trial for trial in trials if trial.state == "running"]
+        self._next = 1 + max((trial.number for trial in trials), default=-1)
+        self._asked: dict[str, optuna.Trial] = {}
+        self.trials = {trial.id: trial for trial in trials}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial's job, or FINISHED."""
+        if self._unfinished:
+            trial = self._unfinished.pop(0)
+            self._ask(trial.number, trial.params)
+        elif self._next < self._plan.num_trials:
+            trial = self._draw(self._next)
+            self._next += 1
+        else:
+            return str(Searcher.FINISHED)
+        self.trials[trial.id] = trial
+        self._asked[trial.id] = self._last_asked
+        self._ledger.begin(trial)
+        root = self._ledger.trial_folder(trial.id)
+        return {
+            "trial": trial.id,
+            "job": {"config": trial.config, "data": self._data, "root": root},
+        }
+
+    def _draw(self, number: int) -> Trial:
+        enqueued = number < len(self._plan.first)
+        params = self._ask(number, self._plan.first[number] if enqueued else {})
+        config = configure(self._plan.stage, params, base=self._plan.base)
+        return Trial(
+            id=f"{self._plan.stage.name}-{number:03d}",
+            number=number,
+            origin=self._plan.origins[number] if enqueued else "sampled",
+            params=params,
+            config=config.to_dict(),
+        )
+
+    def _ask(self, number: int, known: Mapping[str, Value]) -> dict[str, Value]:
+        """Ask Optuna for a point; ``known`` values are taken, the others drawn."""
+        # A sampler of its own per number: after a resume trial 7 is the trial 7 it would have been.
+        self._study.sampler = _sampler(self._plan.stage, number)
+        if known:
+            self._study.enqueue_trial(dict(known))
+        self._last_asked = self._study.ask(dict(self._plan.space))
+        return dict(self._last_asked.params)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: the driver's callback ends the trial, by its id in the ledger."""
+
+    def tell(self, trial: Trial) -> None:
+        """Tell Optuna how a trial ended: complete, pruned or failed."""
+        asked = self._asked.pop(trial.id)
+        state, value = _outcome(trial)
+        for tick in trial.ticks:
+            asked.report(float(tick[METRIC]), step=int(tick[TIME_ATTRIBUTE]))
+        self._study.tell(asked, values=value, state=state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher; there is nothing in a pickle that we would use
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing: the ledger is the memory."""
+        open(checkpoint_path, "wb").close()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search is rebuilt from the ledger")
+
+
+def _sampler(stage: Stage, number: int) -> optuna.samplers.BaseSampler:
+    digest = hashlib.sha256(f"{stage.name} {stage.seeds[0]} {number}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    if stage.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
+
+
+def _outcome(trial: Trial) -> tuple[TrialState, float | None]:
+    if trial.state == "finished" and math.isfinite(trial.score):
+        return TrialState.COMPLETE, trial.score
+    if trial.state == "stopped":
+        return TrialState.PRUNED, None
+    return TrialState.FAIL, None
+
+
+def _frozen(trial: Trial, space: Mapping[str, Distribution]) -> optuna.trial.FrozenTrial:
+    state, value = _outcome(trial)
+    return optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params=trial.params,
+        distributions={name: space[name] for name in trial.params},
+        intermediate_values={int(t[TIME_ATTRIBUTE]): float(t[METRIC]) for t in trial.ticks},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    """All that a bracket of Ray wants to know of a trial."""
+
+    trial_id: str
+
+
+class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
+    """ASHA over ticks, whose rungs are keyed by the ledger's ids.
+
+    Args:
+        budget: Grace period and reduction factor.
+        trials: The trials so far; their ticks are replayed in the order in which they came.
+    """
+
+    def __init__(self, budget: Budget, *, trials: Sequence[Trial] = ()) -> None:
+        super().__init__(
+            time_attr=TIME_ATTRIBUTE,
+            metric=METRIC,
+            mode="max",
+            max_t=TICKS,
+            grace_period=budget.grace_period,
+            reduction_factor=budget.reduction_factor,
+        )
+        self.stopped: set[str] = set()
+        """Trials that the replay ends with a stop: the driver died before it was carried out."""
+        reports = [(tick["time"], trial.id, tick) for trial in trials for tick in trial.ticks]
+        for _, trial_id, tick in sorted(reports, key=lambda report: report[:2]):
+            if self.decide(trial_id, tick) == TrialScheduler.STOP:
+                self.stopped.add(trial_id)
+
+    def decide(self, trial_id: str, result: Mapping[str, Any]) -> str:
+        """Record a report at its rung; return STOP where it lies below the cut."""
+        tick = int(result[TIME_ATTRIBUTE])
+        decision = self._brackets[0].on_result(_Key(trial_id), tick, float(result[METRIC]))
+        # A trial at its last tick ends by itself, and is finished however it compares.
+        return str(TrialScheduler.CONTINUE if tick >= TICKS else decision)
+
+    def rungs(self) -> dict[int, dict[str, float]]:
+        """Return the scores recorded at each rung, by trial id."""
+        return {int(tick): dict(scores) for tick, scores in reversed(self._brackets[0]._rungs)}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing to draw: there is one bracket."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.decide(trial.config["trial"], result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The last report is recorded already."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Rungs keep what a removed trial reported."""

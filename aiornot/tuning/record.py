@@ -1,0 +1,163 @@
+"""``stage.json``: what a stage draws from, fixed once when it first starts.
+
+A resumed stage reads its narrowed space and its first points back from here, so that what the
+parent does afterwards cannot move them. Written by ``aiornot tune``, read by ``aiornot show``.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiornot
+from aiornot.config import InputError
+from aiornot.data import hdf5
+from aiornot.tuning import narrow, select
+from aiornot.tuning.ledger import Trial
+from aiornot.tuning.space import (
+    Distribution,
+    Narrowed,
+    Stage,
+    distribution_from_json,
+    distribution_to_json,
+    stage_to_dict,
+)
+
+Record = dict[str, Any]
+
+
+def meaning(stage: Stage, data: Path) -> Record:
+    """Return what must not change between two runs of a stage: its file's meaning and its data.
+
+    The number of trials is not in it: a finished stage may be given more.
+    """
+    values = stage_to_dict(stage)
+    values["budget"] = {k: v for k, v in values["budget"].items() if k != "num_trials"}
+    values["data_settings"] = hdf5.attributes(data)["settings"]
+    return dict(json.loads(json.dumps(values)))
+
+
+def check_unchanged(stage: Stage, data: Path, old: Record, *, place: str) -> None:
+    """Refuse to go on with a stage that is not what it was.
+
+    Raises:
+        InputError: With every difference.
+    """
+    changes = differences(old["meaning"], meaning(stage, data))
+    if changes:
+        raise InputError(
+            f"stage {stage.name!r} is not what it was when {place} was begun: "
+            f"{'; '.join(changes)}. Undo that, or start anew with --fresh (the old run is kept)"
+        )
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return a text for every value that two nested dicts do not share."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        changes = []
+        for key in sorted(set(old) | set(new)):
+            inner = f"{name}.{key}" if name else str(key)
+            changes += differences(old.get(key), new.get(key), inner)
+        return changes
+    return [] if old == new else [f"{name} was {old!r}, is {new!r}"]
+
+
+def begin(
+    stage: Stage,
+    data: Path,
+    *,
+    num_trials: int,
+    parent: Record | None,
+    parent_trials: Sequence[Trial],
+) -> Record:
+    """Fix what a stage draws from.
+
+    Args:
+        stage: The stage.
+        data: Its prepared file.
+        num_trials: Trials to run, where it searches.
+        parent: The record of the stage it comes after.
+        parent_trials: That stage's trials.
+    """
+    labels = hdf5.read_labels(data, "val")
+    record: Record = {
+        "meaning": meaning(stage, data),
+        "run": uuid.uuid4().hex[:8],
+        "num_trials": num_trials,
+        "num_positive": int(labels.sum()),
+        "num_negative": int((labels == 0).sum()),
+        "fingerprint": hdf5.attributes(data)["fingerprint"],
+        "version": aiornot.__version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if parent is None:
+        return record | _from_file(stage)
+    chosen = choose(stage, parent, parent_trials)
+    if not stage.searches():
+        return record | {
+            "selected": [trial.id for trial in chosen],
+            "num_trials": len(chosen) * len(stage.seeds),
+            "warnings": [],
+        }
+    return record | _from_parent(stage, parent, parent_trials, chosen)
+
+
+def choose(stage: Stage, parent: Record, trials: Sequence[Trial]) -> list[Trial]:
+    """Pick the parent's configurations that go on into a stage, best first."""
+    assert stage.after is not None
+    counts = {key: int(parent[key]) for key in ("num_positive", "num_negative")}
+    if not stage.after.searches() and stage.enqueue == 1:
+        return [select.final_choice(trials, **counts)]
+    rungs = select.rungs(stage.after.budget)
+    # One at least: what a stage neither searches nor fixes is taken from the parent's best.
+    return select.candidates(trials, max(1, stage.enqueue), rungs=rungs, **counts)
+
+
+def _from_file(stage: Stage) -> Record:
+    return {
+        "space": _to_json({name: _original(domain) for name, domain in stage.space.items()}),
+        "first": [dict(point) for point in stage.first],
+        "origins": ["first"] * len(stage.first),
+        "base": None,
+        "warnings": [],
+    }
+
+
+def _from_parent(
+    stage: Stage, parent: Record, trials: Sequence[Trial], chosen: Sequence[Trial]
+) -> Record:
+    """Narrow the space and enqueue the parent's best. Configurations flow, scores do not."""
+    assert stage.after is not None
+    best, others = select.split_top(trials, select.rungs(stage.after.budget))
+    searched = space_of(parent)
+    space = narrow.narrow(stage.space, parent=searched, best=best, others=others)
+    points = [dict(point) for point in stage.first]
+    origins = ["first"] * len(points)
+    for trial in chosen[: stage.enqueue]:
+        for point in narrow.enqueued([trial.params], space):
+            if point not in points:
+                points.append(point)
+                origins.append(f"from {trial.id}")
+    known = {name: _original(d) for name, d in stage.space.items() if name in searched}
+    return {
+        "space": _to_json(space),
+        "first": points,
+        "origins": origins,
+        "base": chosen[0].config if chosen else None,
+        "warnings": narrow.bound_hits(known, best),
+    }
+
+
+def space_of(record: Mapping[str, Any]) -> dict[str, Distribution]:
+    """Return the resolved space of a stage."""
+    return {name: distribution_from_json(text) for name, text in record.get("space", {}).items()}
+
+
+def _to_json(space: Mapping[str, Distribution]) -> dict[str, str]:
+    return {name: distribution_to_json(domain) for name, domain in sorted(space.items())}
+
+
+def _original(domain: Distribution | Narrowed) -> Distribution:
+    return domain.original if isinstance(domain, Narrowed) else domain

@@ -1,0 +1,324 @@
+"""Stages and their spaces: what is compared, held and spent, and after which stage.
+
+A stage file in ``tune_spaces/`` imports from this module and from its sibling stages only, and
+binds one name, ``stage``. ``aiornot tune fast`` loads the folder ``tune_spaces/fast``.
+"""
+
+import ast
+import dataclasses
+import importlib
+import itertools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.distributions import json_to_distribution as distribution_from_json
+
+from aiornot.config import TICKS, InputError, TrainConfig, nearest
+
+__all__ = [
+    "Budget",
+    "Narrowed",
+    "Stage",
+    "choice",
+    "configure",
+    "distribution_from_json",
+    "distribution_to_json",
+    "find_chain",
+    "lineage",
+    "load_chain",
+    "loguniform",
+    "narrowed",
+    "randint",
+    "stage_to_dict",
+    "uniform",
+]
+
+Distribution: TypeAlias = BaseDistribution
+Value: TypeAlias = None | bool | int | float | str
+
+PROFILES = ("debug", "reduced", "full")
+
+
+def choice(*options: Value) -> CategoricalDistribution:
+    return CategoricalDistribution(options)
+
+
+def uniform(low: float, high: float) -> FloatDistribution:
+    return FloatDistribution(low, high)
+
+
+def loguniform(low: float, high: float) -> FloatDistribution:
+    return FloatDistribution(low, high, log=True)
+
+
+def randint(low: int, high: int) -> IntDistribution:
+    """Whole numbers from low to high, both included."""
+    return IntDistribution(low, high)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a stage may spend, and how early it may give a trial up."""
+
+    num_trials: int
+    epochs: int | None = None
+    """None: ``epochs`` is searched or fixed by the stage."""
+    train_fraction: float = 1.0
+    grace_period: int = 1
+    """Ticks of 16 before a trial may be stopped; 16 never stops one."""
+    reduction_factor: int = 4
+    """ASHA keeps one in this many at each rung."""
+
+    def __post_init__(self) -> None:
+        if self.num_trials < 1:
+            raise InputError(f"num_trials={self.num_trials} must be at least 1")
+        if not 1 <= self.grace_period <= TICKS:
+            raise InputError(f"grace_period={self.grace_period} must lie between 1 and {TICKS}")
+        if self.reduction_factor < 2:
+            raise InputError(f"reduction_factor={self.reduction_factor} must be at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrowed:
+    """A parameter whose range is cut to the parent's best trials when the stage starts."""
+
+    original: Distribution
+
+
+def narrowed(space: Mapping[str, "Distribution | Narrowed"]) -> dict[str, Narrowed]:
+    """Mark every parameter of a parent's space to be narrowed; the rules are in ``narrow.py``."""
+    return {
+        name: domain if isinstance(domain, Narrowed) else Narrowed(domain)
+        for name, domain in space.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One search over one space at one budget.
+
+    Without a ``sampler`` nothing is searched: the parent's selected configurations are trained
+    again with this stage's ``fixed`` values, once per seed, and each as a Ray Train run.
+    """
+
+    name: str
+    space: Mapping[str, Distribution | Narrowed] = dataclasses.field(default_factory=dict)
+    only_for: Mapping[str, Mapping[str, tuple[Value, ...]]] = dataclasses.field(
+        default_factory=dict
+    )
+    """``{"a": {"b": (1, 2)}}``: ``a`` is searched where ``b`` is 1 or 2, else keeps its default."""
+    fixed: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    sampler: Literal["random", "tpe"] | None = None
+    data: Literal["debug", "reduced", "full"] = "full"
+    """Profile of the prepared file."""
+    budget: Budget
+    after: "Stage | None" = None
+    enqueue: int = 0
+    """How many of the parent's selected configurations run first."""
+    first: tuple[Mapping[str, Value], ...] = ()
+    """Known good points to try before anything is drawn."""
+    seeds: tuple[int, ...] = (0,)
+    trainer: Literal["auto", "ray_train"] = "auto"
+    """auto: one worker trains inside the Tune trial. ray_train: always a Ray Train run."""
+
+    def __post_init__(self) -> None:
+        known = [field.name for field in dataclasses.fields(TrainConfig)]
+        for where, keys in (("space", self.space), ("fixed", self.fixed)):
+            for key in keys:
+                if key not in known:
+                    raise InputError(
+                        f"stage {self.name!r}, {where}: unknown hyper-parameter "
+                        f"{key!r}{nearest(key, known)}"
+                    )
+        self._check()
+
+    def _check(self) -> None:
+        twice = sorted(set(self.space) & set(self.fixed))
+        if twice:
+            raise InputError(f"stage {self.name!r}: {twice[0]!r} is both in space and in fixed")
+        if self.data not in PROFILES:
+            raise InputError(f"stage {self.name!r}: data={self.data!r} is none of {PROFILES}")
+        if self.sampler not in ("random", "tpe", None):
+            raise InputError(f"stage {self.name!r}: sampler={self.sampler!r} is not random or tpe")
+        if self.sampler is None and (self.space or not (self.enqueue and self.after)):
+            raise InputError(
+                f"stage {self.name!r} has no sampler: leave its space empty and give after= and "
+                "enqueue=, the number of the parent's configurations to train again"
+            )
+        if self.sampler is not None and not self.space:
+            raise InputError(f"stage {self.name!r} has a sampler but an empty space")
+        if self.enqueue and self.after is None:
+            raise InputError(f"stage {self.name!r}: enqueue={self.enqueue} needs after=")
+        for name, rule in self.only_for.items():
+            for key in (name, *rule):
+                if key not in self.space:
+                    raise InputError(f"stage {self.name!r}, only_for: {key!r} is not in space")
+        # Types and bounds of the fixed values: at load, and not in a worker an hour later.
+        TrainConfig.from_dict(self.fixed)
+
+    def searches(self) -> bool:
+        return self.sampler is not None
+
+    def uses_ray_train(self) -> bool:
+        return self.trainer == "ray_train" or not self.searches()
+
+
+def configure(
+    stage: Stage,
+    params: Mapping[str, Value],
+    *,
+    base: Mapping[str, Value] | None = None,
+    seed: int | None = None,
+) -> TrainConfig:
+    """Turn sampled parameters into the configuration that is trained.
+
+    What the stage neither searches nor fixes keeps the value of ``base``, the parent's best
+    configuration. A conditional parameter that does not apply has TrainConfig's default.
+    """
+    values = dict(base or {}) | dict(stage.fixed) | dict(params)
+    for name, rule in stage.only_for.items():
+        if not all(values.get(key) in allowed for key, allowed in rule.items()):
+            values.pop(name, None)
+    if stage.budget.epochs is not None:
+        values["epochs"] = stage.budget.epochs
+    values["train_fraction"] = stage.budget.train_fraction
+    values["seed"] = stage.seeds[0] if seed is None else seed
+    return TrainConfig.from_dict(values)
+
+
+def lineage(stage: Stage) -> list[Stage]:
+    """Return the stage with everything it comes after, first stage first."""
+    chain = [stage]
+    while chain[-1].after is not None:
+        chain.append(chain[-1].after)
+    return chain[::-1]
+
+
+def stage_to_dict(stage: Stage) -> dict[str, Any]:
+    """Return the meaning of a stage as plain JSON values; comments and docstrings are not in it."""
+
+    def domain(value: Distribution | Narrowed) -> str:
+        if isinstance(value, Narrowed):
+            return f"narrowed {distribution_to_json(value.original)}"
+        return distribution_to_json(value)
+
+    return {
+        "name": stage.name,
+        "space": {name: domain(value) for name, value in sorted(stage.space.items())},
+        "only_for": {
+            name: {key: list(allowed) for key, allowed in rule.items()}
+            for name, rule in sorted(stage.only_for.items())
+        },
+        "fixed": dict(sorted(stage.fixed.items())),
+        "sampler": stage.sampler,
+        "data": stage.data,
+        "budget": dataclasses.asdict(stage.budget),
+        "after": stage.after.name if stage.after else None,
+        "enqueue": stage.enqueue,
+        "first": [dict(sorted(point.items())) for point in stage.first],
+        "seeds": list(stage.seeds),
+        "trainer": stage.trainer,
+    }
+
+
+def find_chain(name: str) -> Path:
+    """Return the folder of a chain: a path, or a name below ``tune_spaces/``.
+
+    Raises:
+        InputError: No such folder; the sentence lists the chains that exist.
+    """
+    package = Path(__file__).resolve().parents[1]
+    roots = [Path("tune_spaces"), package.parent / "tune_spaces", package / "tune_spaces"]
+    for folder in (Path(name), *(root / name for root in roots)):
+        if folder.is_dir() and any(folder.glob("*.py")):
+            return folder.resolve()
+    known = sorted({p.parent.name for root in roots for p in root.glob("*/*.py")})
+    raise InputError(
+        f"no chain {name!r}: give a folder of stage files or one of {', '.join(known)}"
+    )
+
+
+def load_chain(folder: Path) -> list[Stage]:
+    """Load every stage file of a folder, in the order of their ``after``.
+
+    Raises:
+        InputError: A file is not a stage file, or the stages do not form one chain.
+    """
+    _check_files(folder)
+    package = _load_package(folder)
+    stages = [_load_stage(package.__name__, path) for path in sorted(folder.glob("[!_]*.py"))]
+    parents = {id(stage.after) for stage in stages}
+    leaves = [stage for stage in stages if id(stage) not in parents]
+    if len(leaves) != 1:
+        names = ", ".join(stage.name for stage in leaves)
+        raise InputError(
+            f"{folder}: the stages must follow one another through after=, "
+            f"but more than one comes last: {names}"
+        )
+    return lineage(leaves[0])
+
+
+_packages = itertools.count()
+
+
+def _load_package(folder: Path) -> ModuleType:
+    """Make the folder a package under a name of its own, so that ``from . import x`` works.
+
+    Any folder may be a chain, so nothing is put on ``sys.path`` and two chains of one name do
+    not meet.
+    """
+    name = f"_aiornot_chain_{next(_packages)}"
+    module = ModuleType(name)
+    module.__path__ = [str(folder)]
+    sys.modules[name] = module
+    return module
+
+
+def _load_stage(package: str, path: Path) -> Stage:
+    try:
+        module = importlib.import_module(f"{package}.{path.stem}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ImportError, NameError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    stage = getattr(module, "stage", None)
+    if not isinstance(stage, Stage):
+        raise InputError(f"{path}: a stage file binds one name, stage = Stage(...)")
+    if stage.name != path.stem:
+        raise InputError(f"{path}: the stage is named {stage.name!r}; name it {path.stem!r}")
+    return stage
+
+
+def _check_files(folder: Path) -> None:
+    paths = sorted(folder.glob("[!_]*.py"))
+    if not paths:
+        raise InputError(f"{folder}: no stage files (*.py) in this folder")
+    for path in paths:
+        _check_is_data(path)
+
+
+def _check_is_data(path: Path) -> None:
+    """Hold a stage file to data: a docstring, imports of spaces, assignments."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
+    for node in tree.body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        sibling = isinstance(node, ast.ImportFrom) and node.level == 1
+        spaces = isinstance(node, ast.ImportFrom) and node.module == "aiornot.tuning.space"
+        if not (docstring or sibling or spaces or isinstance(node, ast.Assign | ast.AnnAssign)):
+            raise InputError(
+                f"{path}, line {node.lineno}: a stage file holds only data: imports from "
+                "aiornot.tuning.space and from sibling stages, and assignments"
+            )
