@@ -1,0 +1,1 @@
+"""Rooms of the delivered model: calibration, evaluation, bundle, prediction."""

@@ -1,0 +1,390 @@
+"""The bundle: a folder that holds a delivered model and all that is needed to use it, no pickle.
+
+``aiornot deliver CHECKPOINT --out models/detector`` writes one. The weights load in plain timm too:
+``timm.create_model("local-dir:models/detector", pretrained=True)``.
+"""
+
+import dataclasses
+import filecmp
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from torch import nn
+
+import aiornot
+from aiornot import storage
+from aiornot.config import InputError, TrainConfig
+from aiornot.data import hdf5
+from aiornot.data.images import Geometry
+from aiornot.delivery import evaluate
+from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
+from aiornot.training import loader, loop, model
+
+SCHEMA_VERSION = 1
+
+DESCRIPTION = "bundle.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+"""What timm reads beside the weights; the last two names are timm's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A delivered model, ready to use."""
+
+    module: nn.Module
+    """In evaluation mode: (n, 3, S, S) normalised -> (n, 1) logits."""
+    size: int
+    """Side of the images in pixels."""
+    geometry: Geometry
+    mean: torch.Tensor
+    """(3,), on the device of the module."""
+    std: torch.Tensor
+    calibration: Calibration
+    description: dict[str, Any]
+    """The whole of ``bundle.json``."""
+    sha256: str
+    """Of the weights, in hex."""
+
+    @property
+    def name(self) -> str:
+        """The start of the hash, which names the model in outputs."""
+        return self.sha256[:12]
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+
+def write(
+    checkpoint: Path,
+    out: Path,
+    *,
+    data: Path,
+    device: torch.device,
+    rule: str = "balanced",
+    lineage: Mapping[str, Any],
+) -> Path:
+    """Calibrate a checkpoint on val and write it as a bundle.
+
+    ``out`` is complete or not there. An equal bundle is left alone; another one is replaced, and
+    its list of evaluations kept: a new model does not seal the test split again.
+
+    Args:
+        checkpoint: A folder once given to ``report`` by ``loop.train``.
+        out: The bundle's folder.
+        data: The prepared file that the checkpoint was trained on.
+        device: Where to compute the logits of val.
+        rule: How the threshold is chosen, see ``calibrate.RULES``.
+        lineage: Where the checkpoint comes from, as plain JSON values.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: Not a checkpoint, other data, an unknown rule, or ``out`` is something else.
+    """
+    check_rule(rule)
+    trained = _read_json(checkpoint / loop.DESCRIPTION, why="not a checkpoint of 'aiornot train'")
+    attributes = hdf5.attributes(data)
+    _check_trained_on(trained["data"], attributes, checkpoint=checkpoint, data=data)
+    _recover(out)
+    temporary = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _fill(temporary, checkpoint, trained, data=data, device=device, rule=rule, lineage=lineage)
+        if not _is_same(out, temporary):
+            _replace(out, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _fill(
+    folder: Path,
+    checkpoint: Path,
+    trained: Mapping[str, Any],
+    *,
+    data: Path,
+    device: torch.device,
+    rule: str,
+    lineage: Mapping[str, Any],
+) -> None:
+    """Write the three files into an empty folder; no time in them, so that equal is equal."""
+    attributes = hdf5.attributes(data)
+    config, prepared = TrainConfig.from_dict(trained["config"]), _preprocessing(trained)
+    module = _build(config, size=prepared["size"], weights=checkpoint / loop.WEIGHTS)
+    _write_timm(module, config, prepared, folder)
+    module = _ready(module, device)
+    mean, std = (torch.tensor(trained[key], device=device) for key in ("mean", "std"))
+    logits, labels = _score(module, config, mean=mean, std=std, data=data, split="val")
+    calibration = calibrate(logits, labels, rule=rule)
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "classes": list(hdf5.CLASSES),
+        "positive_class": hdf5.CLASSES[1],
+        "preprocessing": prepared,
+        "calibration": calibration.to_dict(),
+        "val": evaluate.evaluation(logits, labels, calibration, split="val", attributes=attributes),
+        "config": config.to_dict(),
+        "lineage": dict(lineage),
+        "data": evaluate.about_data(attributes),
+        "versions": _versions(),
+        "sha256": _sha256(folder / WEIGHTS),
+    }
+    text = json.dumps(description, indent=1, allow_nan=False) + "\n"
+    storage.write_text(str(folder / DESCRIPTION), text)
+
+
+def _preprocessing(trained: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "size": trained["size"],
+        "geometry": trained["data"].get("geometry", "resize"),
+        "mean": trained["mean"],
+        "std": trained["std"],
+    }
+
+
+def _build(config: TrainConfig, *, size: int, weights: Path) -> nn.Module:
+    """Build the model as training did, without fetching weights, and load its own."""
+    module = model.build(dataclasses.replace(config, pretrained=False), size=size)
+    try:
+        module.load_state_dict(load_file(weights))
+    except FileNotFoundError:
+        raise InputError(f"{weights} is missing; copy the whole folder again") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{weights} does not fit {config.model!r} as timm {timm.__version__} builds it "
+            f"({str(error).splitlines()[0]}); use the timm that trained it"
+        ) from None
+    return module
+
+
+def _ready(module: nn.Module, device: torch.device) -> nn.Module:
+    return module.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _score(
+    module: nn.Module,
+    config: TrainConfig,
+    *,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    data: Path,
+    split: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (N,) and labels (N,) of a split, computed in float32 as prediction does."""
+    images = loader.Split(data, split, device=mean.device)
+    logits = loop.evaluate(
+        module, images, batch_size=loop.EVAL_BATCH * config.batch_size, mean=mean, std=std
+    )
+    return logits.cpu().numpy(), images.labels.cpu().numpy()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "aiornot": aiornot.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def _write_timm(
+    module: nn.Module, config: TrainConfig, prepared: Mapping[str, Any], folder: Path
+) -> None:
+    """Write weights and ``config.json`` as timm reads them.
+
+    timm has no words for a geometry like ours: its terms below come closest, those in
+    ``bundle.json`` are exact.
+    """
+    settings: dict[str, Any] = dict(cast(Mapping[str, Any], module.pretrained_cfg))
+    arguments: dict[str, Any] = {"global_pool": config.global_pool, "drop_rate": config.drop_rate}
+    if config.drop_path_rate:
+        arguments["drop_path_rate"] = config.drop_path_rate
+    if settings.get("fixed_input_size"):
+        arguments["img_size"] = prepared["size"]
+    settings |= {
+        "input_size": (3, prepared["size"], prepared["size"]),
+        "test_input_size": None,
+        "crop_pct": 1.0,
+        "test_crop_pct": None,
+        "crop_mode": "squash" if prepared["geometry"] == "resize" else "center",
+        "interpolation": "bicubic",
+        "mean": tuple(prepared["mean"]),
+        "std": tuple(prepared["std"]),
+    }
+    # save_for_hf takes these from the model; its argument for them is younger than "local-dir:".
+    module.pretrained_cfg = settings  # type: ignore[assignment]
+    names = {"label_names": [hdf5.CLASSES[1]]}
+    save_for_hf(
+        module, str(folder), model_config=names, model_args=arguments, safe_serialization=True
+    )
+
+
+def _check_trained_on(
+    trained: Mapping[str, Any], found: Mapping[str, Any], *, checkpoint: Path, data: Path
+) -> None:
+    """Refuse other images, another size, or other splits, whose val may hold training images."""
+    for key in ("size", "geometry", "fingerprint", "settings"):
+        if trained.get(key) != found.get(key):
+            raise InputError(
+                f"{checkpoint} was trained on data with {key} {trained.get(key)!r} and {data} has "
+                f"{found.get(key)!r}; give the prepared file that it was trained on"
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    names = [WEIGHTS, CONFIG, DESCRIPTION]
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+
+
+def _replace(out: Path, temporary: Path) -> None:
+    old = _moved(out)
+    if out.exists():
+        if not (out / DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} exists and is not a bundle; give another folder")
+        if (out / evaluate.EVALUATIONS).is_file():
+            shutil.copyfile(out / evaluate.EVALUATIONS, temporary / evaluate.EVALUATIONS)
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(out: Path) -> None:
+    """Bring back what a replacement that was killed between its two renames had moved away."""
+    if not out.exists() and _moved(out).exists():
+        _moved(out).rename(out)
+
+
+def _moved(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
+
+
+def load(folder: Path, *, device: torch.device) -> Bundle:
+    """Read a bundle and check that it is whole.
+
+    Raises:
+        InputError: Not a bundle, another schema version, or weights that were changed.
+    """
+    description = _read_json(folder / DESCRIPTION, why="not a bundle of 'aiornot deliver'")
+    version = description.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{folder}: bundle of schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "deliver the checkpoint again or use the aiornot that wrote it"
+        )
+    _check_weights(folder / WEIGHTS, description["sha256"])
+    prepared = description["preprocessing"]
+    config = TrainConfig.from_dict(description["config"])
+    module = _build(config, size=prepared["size"], weights=folder / WEIGHTS)
+    return Bundle(
+        module=_ready(module, device),
+        size=prepared["size"],
+        geometry=prepared["geometry"],
+        mean=torch.tensor(prepared["mean"], device=device),
+        std=torch.tensor(prepared["std"], device=device),
+        calibration=Calibration.from_dict(description["calibration"]),
+        description=description,
+        sha256=description["sha256"],
+    )
+
+
+def _check_weights(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; copy the whole bundle again")
+    found = _sha256(path)
+    if found != expected:
+        raise InputError(
+            f"{path} was changed: its SHA-256 is {found[:12]}..., the bundle says "
+            f"{expected[:12]}...; copy the bundle again"
+        )
+
+
+def _read_json(path: Path, *, why: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent}: {why} (it has no {path.name})")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); copy the folder again") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device) -> dict[str, Any]:
+    """Score a bundle on a split and record the result in it.
+
+    Args:
+        folder: The bundle.
+        data: A prepared file of the bundle's size and geometry.
+        split: ``val`` or ``test``.
+        device: Where to compute.
+
+    Returns:
+        The evaluation, with the ``model`` and how often its test split was ``opened_before``.
+
+    Raises:
+        InputError: Not a bundle, or data that the model cannot be fairly scored on.
+    """
+    bundle, attributes = load(folder, device=device), hdf5.attributes(data)
+    _check_scorable(bundle, attributes, data=data)
+    opened_before = evaluate.open_split(folder, split)
+    logits, labels = _score(
+        bundle.module,
+        TrainConfig.from_dict(bundle.description["config"]),
+        mean=bundle.mean,
+        std=bundle.std,
+        data=data,
+        split=split,
+    )
+    result = evaluate.evaluation(
+        logits, labels, bundle.calibration, split=split, attributes=attributes
+    )
+    return evaluate.record(folder, result | {"model": bundle.name, "opened_before": opened_before})
+
+
+def recorded(folder: Path, *, data: Path, split: str) -> dict[str, Any] | None:
+    """Return the newest recorded evaluation of these weights on this split of this file, if any.
+
+    Raises:
+        InputError: Not a bundle, or not a prepared file.
+    """
+    weights, attributes = _sha256(folder / WEIGHTS), hdf5.attributes(data)
+    for result in reversed(evaluate.history(folder)):
+        same_model = weights.startswith(result["model"])
+        same_data = result["data"]["settings"] == attributes.get("settings")
+        if same_model and same_data and result["split"] == split:
+            return dict(result)
+    return None
+
+
+def _check_scorable(bundle: Bundle, attributes: Mapping[str, Any], *, data: Path) -> None:
+    for key, wanted in (("size", bundle.size), ("geometry", bundle.geometry)):
+        found = attributes.get(key, "resize" if key == "geometry" else None)
+        if found != wanted:
+            raise InputError(
+                f"{data} has {key} {found!r} and the bundle needs {wanted!r}; prepare it so"
+            )
+    trained = bundle.description["data"]
+    if trained["fingerprint"] != attributes.get("fingerprint"):
+        return  # other images than those of training: nothing to leak
+    if trained["settings"] != attributes.get("settings"):
+        raise InputError(
+            f"{data} splits the images of the training data in another way, so that its splits "
+            "may hold training images; give the file that the model was trained on"
+        )
