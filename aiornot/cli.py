@@ -1,0 +1,428 @@
+"""The verbs. Each imports what it needs when it runs: ``aiornot train`` needs no Ray.
+
+stdout is the result, stderr the talk. Exit code 0: done, 1: the work failed, 2: used wrongly.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aiornot.config import InputError, TrainConfig, WorkError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Tune a detector of AI-generated images: parquet in, calibrated model out.",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
+
+
+def main() -> None:
+    """Run a verb; turn what the user can mend into one sentence and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        _stop(error, 2)
+    except WorkError as error:
+        _stop(error, 1)
+    except ModuleNotFoundError as error:
+        extra = {"ray": "ray", "optuna": "ray", "wandb": "wandb"}.get(error.name or "")
+        if extra is None:
+            raise
+        _stop(f"{error.name} is not installed; pip install 'aiornot[{extra}]'", 2)
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on from here", 1)
+
+
+def _stop(message: object, code: int) -> None:
+    sys.stderr.write(f"aiornot: {message}\n")
+    sys.exit(code)
+
+
+@app.command("demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Argument(help="Folder of the parquet shards.")],
+    num_images: Annotated[int, typer.Option(help="How many, half of each class.")] = 4000,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
+    difficulty: Annotated[float, typer.Option(help="0 (plain traces) to 1 (none).")] = 0.25,
+    generators: Annotated[str, typer.Option(help="Families of traces, comma-separated.")] = "",
+    bias: Annotated[str, typer.Option(help="format: plant a leak (generated = PNG).")] = "none",
+    seed: Annotated[int, typer.Option()] = 0,
+    num_files: Annotated[
+        int, typer.Option(help="Also write this many further images as files, to predict.")
+    ] = 0,
+) -> None:
+    """Write the synthetic stand-in dataset: same columns as the real one, no download.
+
+    Example: aiornot demo-data demo/parquet
+    """
+    from aiornot import console
+    from aiornot.data import demo, synthesis
+
+    if bias not in ("none", "format"):
+        raise InputError(f"--bias {bias}: use none or format")
+    chosen = tuple(generators.split(",")) if generators else synthesis.GENERATORS
+    with console.counting() as counter:
+        made = 0
+
+        def progress(count: int) -> None:
+            nonlocal made
+            made += count
+            counter.update("making images", made, num_images)
+
+        paths = demo.write(
+            out,
+            num_images=num_images,
+            size=size,
+            difficulty=difficulty,
+            generators=chosen,
+            bias=bias,  # type: ignore[arg-type]  # checked above
+            seed=seed,
+            progress=progress,
+        )
+    paths += demo.write_files(
+        out / "images",
+        first=num_images,
+        count=num_files,
+        size=size,
+        difficulty=difficulty,
+        seed=seed,
+    )
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="Parquet file, folder, glob, or s3://...")],
+    out: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
+        "data/prepared"
+    ),
+    profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
+    size: Annotated[int | None, typer.Option(help="Side in pixels instead of the profile's.")] = (
+        None
+    ),
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the source.")] = None,
+    geometry: Annotated[str, typer.Option(help="resize, or crop: no resampling.")] = "resize",
+    max_rejected: Annotated[float, typer.Option(help="Share of images that may be bad.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode parquet shards of labelled images into one HDF5 file, with Ray Data.
+
+    Example: aiornot prepare data/aiornot --out data/prepared --profile reduced
+    """
+    from aiornot import console
+    from aiornot.data import ray_prepare
+
+    if profile not in ray_prepare.PROFILES:
+        raise InputError(f"--profile {profile}: use {', '.join(ray_prepare.PROFILES)}")
+    if geometry not in ("resize", "crop"):
+        raise InputError(f"--geometry {geometry}: use resize or crop")
+    base = ray_prepare.PROFILES[profile]
+    wanted = dataclasses.replace(
+        base,
+        size=base.size if size is None else size,
+        limit=base.limit if limit is None else limit,
+        geometry=geometry,  # type: ignore[arg-type]  # checked above
+    )
+    with console.counting() as counter:
+        summary = ray_prepare.prepare(
+            source, out, wanted, seed=seed, max_rejected=max_rejected, progress=counter.update
+        )
+    if as_json:
+        console.print_json(dataclasses.asdict(summary))
+        return
+    counts = ", ".join(f"{split} {count}" for split, count in summary.counts.items())
+    print(f"{summary.path}: {counts}; {summary.rejected} rejected")
+    if summary.skipped:
+        console.say(f"{summary.path} was finished before, from the same rows and settings")
+    if summary.conflicts:
+        console.say(f"{summary.conflicts} equal images carry different labels")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")] = Path(
+        "data/prepared"
+    ),
+    profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
+    out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/train"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, a field of TrainConfig.")
+    ] = None,
+    device: DeviceOption = "auto",
+    wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+) -> None:
+    """Train one configuration here and now, without Ray; the same command resumes it.
+
+    Example: aiornot train --out runs/baseline --set lr=3e-4 --set hflip=0.5
+    """
+    from aiornot import console
+    from aiornot.data import hdf5
+    from aiornot.delivery import bundle
+    from aiornot.training import checkpoints, model, track
+    from aiornot.tuning.ledger import Ledger
+
+    config = TrainConfig.from_settings(settings or [])
+    path = data if data.is_file() else data / f"{profile}.h5"
+    attributes = hdf5.attributes(path)
+    model.check(config, size=int(attributes["size"]))
+    place = _device(device)
+    tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
+    ledger = Ledger(str(out), observers=[console.Events("train", 1, each_tick=True)])
+    trial = _only_trial(ledger, config, attributes["settings"])
+    if trial.state == "running":
+        run_id = f"{trial.id}-{trial.params['run']}"
+        tracker.start(
+            run_id,
+            name=str(out),
+            group="train",
+            tags=[attributes["profile"]],
+            config=trial.config,
+            ticks=trial.ticks,
+        )
+        ledger.begin(trial)
+
+        def tell(metrics: dict[str, float]) -> None:
+            ledger.tick(trial, metrics)
+            tracker.tick(run_id, metrics)
+
+        root = ledger.trial_folder(trial.id)
+        checkpoints.train_here(trial.config, data=path, device=place, root=root, tell=tell)
+        ledger.end(trial)
+        tracker.end(run_id, {"state": trial.state, "score": trial.score})
+    tracker.close()
+    if trial.state != "finished":
+        raise WorkError(f"{out}: the trial {trial.state}: {trial.reason}")
+    best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
+    lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
+    folder = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)
+    _print_bundle(folder)
+
+
+def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
+    """Return the trial of an earlier, equal command, or a new one."""
+    import uuid
+
+    from aiornot.tuning.ledger import Trial
+
+    found = ledger.read()
+    if not found:
+        params = {"data": data_settings, "run": uuid.uuid4().hex[:8]}
+        return Trial(id="train-000", number=0, params=params, config=config.to_dict())
+    trial = found[0]
+    changes = [key for key, value in config.to_dict().items() if trial.config.get(key) != value]
+    if trial.params["data"] != data_settings:
+        changes.append("the data")
+    if changes:
+        raise InputError(
+            f"{ledger.root} holds a run with other values of {', '.join(changes)}; "
+            "give the same command to resume it, or another --out"
+        )
+    return trial
+
+
+@app.command()
+def tune(
+    chain: Annotated[str, typer.Argument(help="Name below tune_spaces/, or a folder of stages.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
+        "data/prepared"
+    ),
+    storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://...")] = "runs",
+    workers: Annotated[int, typer.Option(help="Workers of each Ray Train run (DDP).")] = 1,
+    trials: Annotated[
+        list[str] | None, typer.Option(help="STAGE=N: more trials than the file says.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside first.")] = False,
+    wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+) -> None:
+    """Run a chain of stages to a delivered model; the same command resumes or extends it.
+
+    Example: aiornot tune fast --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.delivery import bundle
+    from aiornot.storage import is_remote, join
+    from aiornot.training import checkpoints, track
+    from aiornot.tuning import ray_chain, space
+
+    folder = space.find_chain(chain)
+    root = join(storage, folder.name)
+    local = Path("runs") / folder.name if is_remote(root) else Path(root)
+    options = ray_chain.Options(
+        data=data,
+        root=root,
+        num_workers=workers,
+        num_trials=_stage_counts(trials or []),
+        only=only,
+        fresh=fresh,
+        say=console.say,
+        observe=lambda stage, count: [
+            console.Events(stage.name, count, each_tick=not stage.searches())
+        ],
+        make_tracker=lambda: track.Tracker("aiornot", local / "wandb", mode=wandb),
+    )
+    outcome = ray_chain.run_chain(folder, options)
+    if outcome is None:
+        console.say(f"stopped after {only}, as asked; without --only the chain goes on")
+        return
+    with checkpoints.fetched(outcome.checkpoint) as checkpoint:
+        out = bundle.write(
+            checkpoint,
+            local / "bundle",
+            data=outcome.data,
+            device=_device("auto"),
+            lineage=outcome.lineage,
+        )
+    _print_bundle(out)
+
+
+def _stage_counts(texts: Sequence[str]) -> dict[str, int]:
+    counts = {}
+    for text in texts:
+        name, _, count = text.partition("=")
+        if not count.isdigit() or int(count) < 1:
+            raise InputError(f"--trials {text}: write STAGE=N, for example --trials explore=64")
+        counts[name] = int(count)
+    return counts
+
+
+def _print_bundle(folder: Path) -> None:
+    description = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    note = description["data"].get("source_note")
+    print(f"{folder}")
+    from aiornot import console
+
+    auroc = description["val"]["metrics"]["auroc"]
+    console.say(f"delivered {folder}: val AUROC {auroc:.4f}" + (f" ({note})" if note else ""))
+
+
+@app.command()
+def show(
+    run: Annotated[str | None, typer.Argument(help="Chain or run below --storage.")] = None,
+    stage: Annotated[str | None, typer.Argument(help="One stage of it.")] = None,
+    storage: Annotated[str, typer.Option(help="Where runs lie.")] = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what ran: the stages of a chain, or the leaderboard of one stage.
+
+    Example: aiornot show demo explore
+    """
+    from aiornot import console
+    from aiornot.tuning import board
+
+    columns: tuple[str, ...]
+    if run is None:
+        rows = board.runs(storage)
+        columns, title = board.RUN_COLUMNS, f"runs in {storage}"
+    elif stage is None:
+        rows = board.stages(storage, run)
+        columns, title = board.STAGE_COLUMNS, run
+    else:
+        rows = board.trials(storage, run, stage)
+        columns, title = board.TRIAL_COLUMNS, f"{run} {stage}"
+    if as_json:
+        console.print_json(rows)
+        return
+    cells = [board.texts(row, columns) for row in rows]
+    if stage is not None:
+        varied = board.varied(rows)
+        columns = (*columns, *varied)
+        for line, row in zip(cells, rows, strict=True):
+            line += [str(row["config"].get(name, "default")) for name in varied]
+    console.print_table(title, columns, cells)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")] = Path(
+        "data/prepared"
+    ),
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    again: Annotated[bool, typer.Option("--again", help="Score anew what is recorded.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a delivered model on a split; opening the test split is recorded in the bundle.
+
+    A score that is recorded already is shown and not made again.
+
+    Example: aiornot evaluate runs/fast/bundle --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.delivery import bundle as bundles
+
+    profile = bundles.load(bundle, device=_device("cpu")).description["data"]["profile"]
+    path = data if data.is_file() else data / f"{profile}.h5"
+    result = None if again else bundles.recorded(bundle, data=path, split=split)
+    if result is not None:
+        console.say(f"recorded at {result['time']}; --again opens the {split} split once more")
+    else:
+        result = bundles.evaluate_split(bundle, data=path, split=split, device=_device(device))
+        if result["opened_before"]:
+            console.say(
+                f"the test split was opened {result['opened_before']} time(s) before for this "
+                "bundle: a choice made after seeing it makes this score too good"
+            )
+    if as_json:
+        console.print_json(result)
+        return
+    note = result["data"]["source_note"]
+    count = result["num_real"] + result["num_generated"]
+    title = f"{bundle}: {split}, {count} images" + (f"; {note}" if note else "")
+    rows = []
+    for name, value in result["metrics"].items():
+        low, high = result["intervals"].get(name, (None, None))
+        interval = f"{low:.4f} - {high:.4f}" if low is not None else ""
+        rows.append([name, "-" if value is None else f"{value:.4f}", interval])
+    console.print_table(title, ["metric", "value", "95 % interval"], rows)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of them.")],
+    batch_size: Annotated[int, typer.Option()] = 32,
+    device: DeviceOption = "auto",
+) -> None:
+    """Print one JSON line per image: probability of being generated, verdict, threshold, model.
+
+    Example: aiornot predict runs/fast/bundle photo.jpg holiday/
+    """
+    from aiornot.delivery import bundle as bundles
+    from aiornot.delivery import predict as predicting
+
+    loaded = bundles.load(bundle, device=_device(device))
+    failed = 0
+    for prediction in predicting.predict(loaded, images, batch_size=batch_size):
+        failed += prediction.error is not None
+        print(json.dumps(prediction.to_dict()), flush=True)
+    if failed:
+        raise WorkError(f"{failed} file(s) could not be read; their lines say why")
+
+
+def _device(name: str) -> Any:
+    """Return the torch device of a name."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: there is no GPU here; use --device cpu")
+    return device

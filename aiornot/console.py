@@ -1,0 +1,135 @@
+"""What the verbs show: progress and events on stderr, tables and JSON on stdout.
+
+In a terminal there is a live bar; elsewhere a line per event, and none more often than it tells
+something.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from aiornot.config import TICKS
+from aiornot.tuning.ledger import Trial
+
+LINE_SECONDS = 5.0
+"""Without a terminal, how often a long piece of work says how far it is."""
+
+
+def talk() -> Console:
+    """Return the console of the talk, which is stderr: stdout is for results."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    talk().print(text, markup=False)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; its first column is text, the others are aligned right."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    # A pipe has no width: without one, rich would squeeze every table into 80 columns.
+    Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+
+
+class Counter:
+    """Progress of work that is counted, such as images: a bar, or a line every few seconds."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task: Any = None
+        self._what = ""
+        self._started = self._said = time.monotonic()
+        self._first = 0
+
+    def update(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what, self._started, self._first = what, time.monotonic(), done
+            self._task = self._bar.add_task(what, total=total) if self._bar else None
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            say(f"{what}: {done} of {total}{self._rate(done, total)}")
+
+    def _rate(self, done: int, total: int) -> str:
+        seconds = time.monotonic() - self._started
+        if done == self._first or seconds == 0:
+            return ""
+        rate = (done - self._first) / seconds
+        return f", {rate:.0f}/s, {(total - done) / rate:.0f} s left"
+
+
+@contextmanager
+def counting() -> Iterator[Counter]:
+    """Give a counter; its bar, if any, is gone at the end."""
+    console = talk()
+    if not console.is_terminal:
+        yield Counter(None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        yield Counter(bar)
+
+
+class Events:
+    """An observer of a ledger: a line when a trial ends, and for a lone trial at each tick.
+
+    Args:
+        name: Of the stage.
+        num_trials: How many there will be.
+        each_tick: Say every tick; else only how trials end.
+    """
+
+    def __init__(self, name: str, num_trials: int, *, each_tick: bool) -> None:
+        self._num_trials = num_trials
+        self._each_tick = each_tick
+        self._best = 0.0
+        self._said = time.monotonic()
+        kind = "each a Ray Train run" if each_tick else "stopped early where hopeless"
+        say(f"{name}: {num_trials} trial{'s' * (num_trials > 1)}, {kind}")
+
+    def begin(self, trial: Trial) -> None:
+        origin = "" if trial.origin == "sampled" else f" ({trial.origin})"
+        verb = "goes on after" if trial.ticks else "begins"
+        where = f" tick {trial.tick}" if trial.ticks else ""
+        say(f"  {trial.id} {verb}{where}{origin}")
+
+    def tick(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
+        self._best = max(self._best, float(metrics["score"]))
+        if self._each_tick or time.monotonic() - self._said > LINE_SECONDS:
+            say(f"  {tick_line(trial.id, metrics)}")
+            self._said = time.monotonic()
+
+    def end(self, trial: Trial) -> None:
+        number = f"{trial.number + 1}/{self._num_trials}"
+        reason = f": {trial.reason}" if trial.reason else ""
+        score = f"{trial.score:.4f}" if trial.ticks else "-"
+        say(
+            f"  {trial.id} ({number}) {trial.state}{reason}; score {score}, "
+            f"best so far {self._best:.4f}, {trial.seconds:.0f} s"
+        )
+
+
+def tick_line(name: str, metrics: Mapping[str, Any]) -> str:
+    """Return one report as a line; a diverged one has no losses."""
+    line = f"{name} tick {int(metrics['tick']):2d}/{TICKS}"
+    for key in ("train/loss", "val/log_loss", "val/auroc"):
+        if key in metrics:
+            line += f"  {key} {metrics[key]:.4f}"
+    return f"{line}  best {metrics['score']:.4f}"
