@@ -1,0 +1,23 @@
+# The whole walk on synthetic stand-in data; run it again and it goes on where it was.
+# Usage: sh examples/demo.sh FOLDER
+set -eu
+here=${1:-demo}
+aiornot demo-data "$here/parquet" --num-files 3
+aiornot prepare "$here/parquet" --out "$here/prepared" --profile reduced --size 64 --limit 2000
+aiornot prepare "$here/parquet" --out "$here/prepared" --profile full --size 64
+aiornot tune demo --data "$here/prepared" --storage "$here/runs"
+aiornot show demo --storage "$here/runs"
+for stage in explore exploit full final; do
+    aiornot show demo $stage --storage "$here/runs"
+done
+aiornot evaluate "$here/runs/demo/bundle" --data "$here/prepared" --split test
+aiornot predict "$here/runs/demo/bundle" "$here/parquet/images"
+cat <<END
+
+Where everything lies
+  $here/parquet             the demo data: a synthetic stand-in, its scores say nothing of real images
+  $here/prepared            the image files that training reads
+  $here/runs/demo           the ledger of every stage and trial, checkpoints, offline W&B runs
+  $here/runs/demo/bundle    the delivered model
+Next: aiornot show demo explore --storage $here/runs; make photos; README.md
+END

@@ -1,0 +1,19 @@
+"""Full: the two candidates of exploit on all of the data, each a Ray Train run.
+
+Asks    Which candidate is better once it sees everything?
+Spends  2 trials on the full profile, 5 epochs each; nothing is stopped early.
+Run     aiornot tune demo --data demo/prepared
+Found   -
+"""
+
+from aiornot.tuning.space import Budget, Stage
+
+from . import exploit as parent
+
+stage = Stage(
+    name="full",
+    after=parent.stage,
+    data="full",
+    enqueue=2,
+    budget=Budget(num_trials=2, epochs=5),
+)
