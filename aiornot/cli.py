@@ -26,6 +26,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
 
 
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
+
 def main() -> None:
     """Run a verb; turn what the user can mend into one sentence and an exit code."""
     try:
@@ -39,7 +43,9 @@ def main() -> None:
         if extra is None:
             raise
         _stop(f"{error.name} is not installed; pip install 'aiornot[{extra}]'", 2)
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
         _stop("interrupted; the same command goes on from here", 1)
 
 
@@ -170,7 +176,7 @@ def train(
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, model, track
+    from aiornot.training import checkpoints, job, model, track
     from aiornot.tuning.ledger import Ledger
 
     config = TrainConfig.from_settings(settings or [])
@@ -182,12 +188,13 @@ def train(
     ledger = Ledger(str(out), observers=[console.Events("train", 1, each_tick=True)])
     trial = _only_trial(ledger, config, attributes["settings"])
     if trial.state == "running":
+        ledger.rewind(trial)
         run_id = f"{trial.id}-{trial.params['run']}"
         tracker.start(
             run_id,
             name=str(out),
             group="train",
-            tags=[attributes["profile"]],
+            tags=[path.stem],
             config=trial.config,
             ticks=trial.ticks,
         )
@@ -198,7 +205,7 @@ def train(
             tracker.tick(run_id, metrics)
 
         root = ledger.trial_folder(trial.id)
-        checkpoints.train_here(trial.config, data=path, device=place, root=root, tell=tell)
+        job.run(trial.config, data=path, device=place, root=root, tell=tell)
         ledger.end(trial)
         tracker.end(run_id, {"state": trial.state, "score": trial.score})
     tracker.close()
@@ -216,7 +223,8 @@ def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
 
     from aiornot.tuning.ledger import Trial
 
-    found = ledger.read()
+    # A run that stopped before its first tick holds nothing worth keeping.
+    found = [trial for trial in ledger.read() if trial.ticks]
     if not found:
         params = {"data": data_settings, "run": uuid.uuid4().hex[:8]}
         return Trial(id="train-000", number=0, params=params, config=config.to_dict())
@@ -299,11 +307,12 @@ def _stage_counts(texts: Sequence[str]) -> dict[str, int]:
 
 
 def _print_bundle(folder: Path) -> None:
-    description = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    note = description["data"].get("source_note")
-    print(f"{folder}")
     from aiornot import console
+    from aiornot.delivery import manifest
 
+    description = manifest.read(folder)
+    note = description["data"].get("source_note")
+    print(folder)
     auroc = description["val"]["metrics"]["auroc"]
     console.say(f"delivered {folder}: val AUROC {auroc:.4f}" + (f" ({note})" if note else ""))
 
@@ -313,6 +322,7 @@ def show(
     run: Annotated[str | None, typer.Argument(help="Chain or run below --storage.")] = None,
     stage: Annotated[str | None, typer.Argument(help="One stage of it.")] = None,
     storage: Annotated[str, typer.Option(help="Where runs lie.")] = "runs",
+    trials: Annotated[bool, typer.Option("--trials", help="Every stage's leaderboard.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what ran: the stages of a chain, or the leaderboard of one stage.
@@ -322,26 +332,21 @@ def show(
     from aiornot import console
     from aiornot.tuning import board
 
-    columns: tuple[str, ...]
+    tables: list[tuple[str, tuple[str, ...], list[dict[str, Any]]]] = []
     if run is None:
-        rows = board.runs(storage)
-        columns, title = board.RUN_COLUMNS, f"runs in {storage}"
+        tables.append((f"runs in {storage}", board.RUN_COLUMNS, board.runs(storage)))
     elif stage is None:
-        rows = board.stages(storage, run)
-        columns, title = board.STAGE_COLUMNS, run
-    else:
-        rows = board.trials(storage, run, stage)
-        columns, title = board.TRIAL_COLUMNS, f"{run} {stage}"
+        tables.append((run, board.STAGE_COLUMNS, board.stages(storage, run)))
+    names = [stage] if stage else [row["stage"] for row in tables[0][2]] if run and trials else []
+    for name in names:
+        assert run is not None
+        rows = board.trials(storage, run, name)
+        tables.append((f"{run} {name}", (*board.TRIAL_COLUMNS, *board.varied(rows)), rows))
     if as_json:
-        console.print_json(rows)
+        console.print_json(tables[0][2] if len(tables) == 1 else {t[0]: t[2] for t in tables})
         return
-    cells = [board.texts(row, columns) for row in rows]
-    if stage is not None:
-        varied = board.varied(rows)
-        columns = (*columns, *varied)
-        for line, row in zip(cells, rows, strict=True):
-            line += [str(row["config"].get(name, "default")) for name in varied]
-    console.print_table(title, columns, cells)
+    for title, columns, rows in tables:
+        console.print_table(title, columns, [board.texts(row, columns) for row in rows])
 
 
 @app.command()
@@ -362,14 +367,17 @@ def evaluate(
     Example: aiornot evaluate runs/fast/bundle --data data/prepared
     """
     from aiornot import console
-    from aiornot.delivery import bundle as bundles
+    from aiornot.delivery import evaluate as evaluating
+    from aiornot.delivery import manifest
 
-    profile = bundles.load(bundle, device=_device("cpu")).description["data"]["profile"]
+    profile = manifest.read(bundle)["data"]["profile"]
     path = data if data.is_file() else data / f"{profile}.h5"
-    result = None if again else bundles.recorded(bundle, data=path, split=split)
+    result = None if again else evaluating.recorded(bundle, data=path, split=split)
     if result is not None:
-        console.say(f"recorded at {result['time']}; --again opens the {split} split once more")
+        console.say(f"recorded at {result['time']}; --again scores it once more")
     else:
+        from aiornot.delivery import bundle as bundles
+
         result = bundles.evaluate_split(bundle, data=path, split=split, device=_device(device))
         if result["opened_before"]:
             console.say(

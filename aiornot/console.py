@@ -39,12 +39,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Print a table on stdout; its first column is text, the others are aligned right."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    # A pipe has no width: without one, rich would squeeze every table into 80 columns.
-    Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+    # A pipe has no width, and rich would squeeze the table into 80 columns.
+    width = None if sys.stdout.isatty() else 400
+    Console(highlight=False, width=width).print(table)
 
 
 class Counter:
@@ -101,8 +101,7 @@ class Events:
         self._each_tick = each_tick
         self._best = 0.0
         self._said = time.monotonic()
-        kind = "each a Ray Train run" if each_tick else "stopped early where hopeless"
-        say(f"{name}: {num_trials} trial{'s' * (num_trials > 1)}, {kind}")
+        say(f"{name}: {num_trials} trial{'s' * (num_trials > 1)}")
 
     def begin(self, trial: Trial) -> None:
         origin = "" if trial.origin == "sampled" else f" ({trial.origin})"

@@ -1,14 +1,19 @@
 """Shared by the tests of delivery: a tiny prepared file, a checkpoint and its bundle."""
 
 import dataclasses
+import io
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from aiornot import cli
 from aiornot.config import TICKS, TrainConfig
 from aiornot.data import hdf5
 from aiornot.delivery import bundle
@@ -74,3 +79,94 @@ def train(config: TrainConfig, *, data: Path, out: Path) -> Path:
 
     loop.train(config, data=data, device=CPU, report=report)
     return out
+
+
+def store(
+    path: Path,
+    images: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    **attributes: object,
+) -> Path:
+    """Write a prepared file of given images (N, S, S, 3) uint8 and labels (N,) per split."""
+    ids = {split: [f"{split}-{row}" for row in range(len(labels[split]))] for split in labels}
+    described = {"fingerprint": "f", "geometry": "resize", "settings": "{}"} | attributes
+    size = images["train"].shape[1]
+    slots = hdf5.create(path, size=size, labels=labels, ids=ids, attributes=described)
+    with path.open("r+b") as file:
+        for split, where in slots.items():
+            for row in range(where.count):
+                hdf5.write_image(file.fileno(), where, row, images[split][row])
+    return path
+
+
+@pytest.fixture(scope="session")
+def easy(tmp_path_factory) -> Path:
+    """A prepared file whose generated images are plainly brighter; odd numbers of rows."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(1)
+    labels = {"train": np.arange(99) % 2, "val": np.arange(47) % 2, "test": np.arange(11) % 2}
+    images = {split: bright(rng, found) for split, found in labels.items()}
+    return store(tmp_path_factory.mktemp("easy") / "easy.h5", images, labels)
+
+
+def bright(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    """Make noise (N, 32, 32, 3) uint8 whose brightness tells the classes apart."""
+    levels = rng.normal(100 + 50 * labels, 10).reshape(-1, 1, 1, 1)
+    return rng.normal(levels, 30, size=(len(labels), SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8)
+
+
+def follow(
+    values: dict[str, object],
+    data: Path,
+    *,
+    checkpoint: Path | None = None,
+    out: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train and return the reports; keep the checkpoint of each tick in ``out``/<tick>."""
+    reports = []
+
+    def report(metrics: dict[str, float], folder: Path | None) -> None:
+        reports.append(metrics)
+        if folder is not None and out is not None:
+            shutil.copytree(folder, out / str(int(metrics["tick"])))
+
+    config = TrainConfig.from_dict(values)
+    loop.train(config, data=data, device=CPU, report=report, checkpoint=checkpoint)
+    return reports
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny batches gain nothing from more threads, and lose minutes where the cores are shared."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray of two cores for all tests marked ``ray``; its start takes some seconds."""
+    from aiornot import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)  # never someone's cluster
+        with ray_session.connected(num_cpus=2):
+            yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def run_verb(*arguments: str) -> Result:
+    """Run ``aiornot ARGUMENTS`` in this process, with the exit code a shell would see."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["aiornot", *arguments])
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Result(code, out.getvalue(), err.getvalue())

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedKFold
 
 from aiornot.config import InputError
 
@@ -87,6 +86,9 @@ def folds(
             "need at least 10 of each, add images of the smaller class"
         )
     result = np.empty(len(checked), dtype=np.int8)
+    # Imported here: it takes a second, which reading a split's labels need not pay.
+    from sklearn.model_selection import StratifiedKFold
+
     splitter = StratifiedKFold(10, shuffle=True, random_state=seed)
     for fold, (_, members) in enumerate(splitter.split(np.zeros(len(checked)), checked)):
         result[members] = fold

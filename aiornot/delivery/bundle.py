@@ -6,7 +6,6 @@
 
 import dataclasses
 import filecmp
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -26,16 +25,13 @@ from aiornot import storage
 from aiornot.config import InputError, TrainConfig
 from aiornot.data import hdf5
 from aiornot.data.images import Geometry
-from aiornot.delivery import evaluate
+from aiornot.delivery import evaluate, manifest
 from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
+from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
 from aiornot.training import loader, loop, model
 
-SCHEMA_VERSION = 1
-
-DESCRIPTION = "bundle.json"
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-"""What timm reads beside the weights; the last two names are timm's."""
+"""What timm reads beside the weights; this name and that of the weights are timm's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,9 @@ def write(
         InputError: Not a checkpoint, other data, an unknown rule, or ``out`` is something else.
     """
     check_rule(rule)
-    trained = _read_json(checkpoint / loop.DESCRIPTION, why="not a checkpoint of 'aiornot train'")
+    trained = manifest.read_json(
+        checkpoint / loop.DESCRIPTION, why="not a checkpoint of 'aiornot train'"
+    )
     attributes = hdf5.attributes(data)
     _check_trained_on(trained["data"], attributes, checkpoint=checkpoint, data=data)
     _recover(out)
@@ -141,7 +139,7 @@ def _fill(
         "lineage": dict(lineage),
         "data": evaluate.about_data(attributes),
         "versions": _versions(),
-        "sha256": _sha256(folder / WEIGHTS),
+        "sha256": manifest.sha256(folder / WEIGHTS),
     }
     text = json.dumps(description, indent=1, allow_nan=False) + "\n"
     storage.write_text(str(folder / DESCRIPTION), text)
@@ -278,14 +276,8 @@ def load(folder: Path, *, device: torch.device) -> Bundle:
     Raises:
         InputError: Not a bundle, another schema version, or weights that were changed.
     """
-    description = _read_json(folder / DESCRIPTION, why="not a bundle of 'aiornot deliver'")
-    version = description.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{folder}: bundle of schema version {version}, this program reads {SCHEMA_VERSION}; "
-            "deliver the checkpoint again or use the aiornot that wrote it"
-        )
-    _check_weights(folder / WEIGHTS, description["sha256"])
+    description = manifest.read(folder)
+    manifest.check_weights(folder, description["sha256"])
     prepared = description["preprocessing"]
     config = TrainConfig.from_dict(description["config"])
     module = _build(config, size=prepared["size"], weights=folder / WEIGHTS)
@@ -299,31 +291,6 @@ def load(folder: Path, *, device: torch.device) -> Bundle:
         description=description,
         sha256=description["sha256"],
     )
-
-
-def _check_weights(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing; copy the whole bundle again")
-    found = _sha256(path)
-    if found != expected:
-        raise InputError(
-            f"{path} was changed: its SHA-256 is {found[:12]}..., the bundle says "
-            f"{expected[:12]}...; copy the bundle again"
-        )
-
-
-def _read_json(path: Path, *, why: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent}: {why} (it has no {path.name})")
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); copy the folder again") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device) -> dict[str, Any]:
@@ -356,21 +323,6 @@ def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device
         logits, labels, bundle.calibration, split=split, attributes=attributes
     )
     return evaluate.record(folder, result | {"model": bundle.name, "opened_before": opened_before})
-
-
-def recorded(folder: Path, *, data: Path, split: str) -> dict[str, Any] | None:
-    """Return the newest recorded evaluation of these weights on this split of this file, if any.
-
-    Raises:
-        InputError: Not a bundle, or not a prepared file.
-    """
-    weights, attributes = _sha256(folder / WEIGHTS), hdf5.attributes(data)
-    for result in reversed(evaluate.history(folder)):
-        same_model = weights.startswith(result["model"])
-        same_data = result["data"]["settings"] == attributes.get("settings")
-        if same_model and same_data and result["split"] == split:
-            return dict(result)
-    return None
 
 
 def _check_scorable(bundle: Bundle, attributes: Mapping[str, Any], *, data: Path) -> None:

@@ -14,7 +14,9 @@ import numpy as np
 
 from aiornot import storage
 from aiornot.config import InputError
+from aiornot.data import hdf5
 from aiornot.data.splits import SPLITS
+from aiornot.delivery import manifest
 from aiornot.delivery.calibrate import Calibration, check, cuts
 
 EVALUATIONS = "evaluations.json"
@@ -277,6 +279,22 @@ def record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 def history(folder: Path) -> list[dict[str, Any]]:
     """Return the recorded evaluations of a bundle, oldest first."""
     return list(_read(folder)["evaluations"])
+
+
+def recorded(folder: Path, *, data: Path, split: str) -> dict[str, Any] | None:
+    """Return the newest recorded evaluation of this model on this split of this file, if any.
+
+    Raises:
+        InputError: Not a bundle, weights that are not its own, or not a prepared file.
+    """
+    weights = manifest.read(folder)["sha256"]
+    manifest.check_weights(folder, weights)
+    settings = hdf5.attributes(data).get("settings")
+    for result in reversed(history(folder)):
+        same_model = weights.startswith(result["model"])
+        if same_model and result["split"] == split and result["data"]["settings"] == settings:
+            return dict(result)
+    return None
 
 
 def _read(folder: Path) -> dict[str, list[Any]]:

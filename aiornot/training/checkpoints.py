@@ -6,18 +6,11 @@ checkpoints through this room, so that any of them can go on where another stopp
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from aiornot import storage
-from aiornot.config import TrainConfig
-from aiornot.training import loop
-
-Tell = Callable[[dict[str, float]], None]
 
 
 def folder_of(root: str, tick: int) -> str:
@@ -25,32 +18,10 @@ def folder_of(root: str, tick: int) -> str:
     return storage.join(root, f"tick_{tick:02d}")
 
 
-def train_here(
-    config: Mapping[str, Any], *, data: Path, device: torch.device, root: str, tell: Tell
-) -> None:
-    """Train one configuration, going on from its newest checkpoint under ``root`` if there is one.
-
-    Args:
-        config: The fields of a TrainConfig.
-        data: A prepared file.
-        device: Where to train.
-        root: The trial's checkpoint folder, local or remote.
-        tell: Receives the metrics of each tick, after its checkpoint is kept.
-    """
-
-    def report(metrics: dict[str, float], folder: Path | None) -> None:
-        if folder is not None:
-            keep(folder, root, metrics)
-        tell(metrics)
-
-    with newest(root) as checkpoint:
-        loop.train(
-            TrainConfig.from_dict(config),
-            data=data,
-            device=device,
-            report=report,
-            checkpoint=checkpoint,
-        )
+def newest_tick(root: str) -> int:
+    """Return the last tick whose checkpoint was kept to its end, 0 if there is none."""
+    found = storage.complete_folders(root)
+    return int(found[-1].rsplit("_", 1)[-1]) if found else 0
 
 
 def keep(folder: Path, root: str, metrics: Mapping[str, float]) -> None:

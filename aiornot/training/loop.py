@@ -261,7 +261,8 @@ def _step(
     run.scaler.step(run.adamw)
     run.scaler.update()
     run.adamw.zero_grad(set_to_none=True)
-    run.schedule.step()
+    if step + 1 < run.num_steps:  # beyond its last step torch's cycle rises again
+        run.schedule.step()
     if run.ema is not None:
         run.ema.update(run.module)
     return loss.detach(), logits.detach()
@@ -289,6 +290,8 @@ def _measure(
     """Evaluate and return the report of this tick; the one place where the host waits."""
     train_loss = _mean_over_ranks(loss)
     _share_buffers(run.module)
+    if run.ema is not None:
+        _share_buffers(run.ema.module)
     step = run.end_of(run.tick)
     values: dict[str, float] = {
         "tick": run.tick,
@@ -307,7 +310,7 @@ def _measure(
     val = metrics.summary(val_logits, run.val_split.labels, split="val")
     if not math.isfinite(train_loss) or not all(map(math.isfinite, val.values())):
         return values | {"score": 0.0, "best_tick": run.best_tick, "diverged": 1.0, "finished": 1.0}
-    if val["val/auroc"] > run.best:
+    if not run.best_tick or val["val/auroc"] > run.best:
         run.best, run.best_tick = val["val/auroc"], run.tick
     trained = metrics.auroc(gather(logits), gather(labels))
     return (

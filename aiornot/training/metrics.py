@@ -19,8 +19,9 @@ def auroc(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """
     if not bool(torch.isfinite(logits).all()) or labels.min() == labels.max():
         return math.nan
-    # Double precision: float32 probabilities saturate at a logit of 17 and would make ties.
-    return float(binary_auroc(logits.double().sigmoid(), labels.long(), validate_args=False))
+    # Ranks, not probabilities: those saturate beyond a logit of 37, and would make ties.
+    values, ranks = logits.unique(return_inverse=True)
+    return float(binary_auroc(ranks.double() / len(values), labels.long(), validate_args=False))
 
 
 def log_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:

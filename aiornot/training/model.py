@@ -104,12 +104,13 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     timm leaves the layer's factor in ``lr_scale``, which only timm's own schedulers read: torch's
     would train every layer at the full rate, so it goes into ``lr`` here (timm PR 2532).
     """
+    # What the model itself wants spared, such as position embeddings; timm's factory asks too.
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    decay: dict[str, Any] = {"weight_decay": config.weight_decay, "no_weight_decay_list": spared}
     if config.layer_decay == 1.0:
-        groups = param_groups_weight_decay(model, weight_decay=config.weight_decay)
+        groups = param_groups_weight_decay(model, **decay)
     else:
-        groups = param_groups_layer_decay(
-            model, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-        )
+        groups = param_groups_layer_decay(model, layer_decay=config.layer_decay, **decay)
     return [
         {
             "params": group["params"],
@@ -131,6 +132,9 @@ def schedule(
 ) -> torch.optim.lr_scheduler.OneCycleLR:
     """One cycle over ``num_steps`` optimizer steps, each group to its own peak."""
     peaks = [group["lr"] for group in adamw.param_groups]
+    # At least one step rises: a share of exactly one step divides by zero in torch, and a smaller
+    # one begins at the peak.
+    rising = max(config.pct_start, 2 / num_steps)
     return torch.optim.lr_scheduler.OneCycleLR(
-        adamw, max_lr=peaks, total_steps=num_steps, pct_start=config.pct_start
+        adamw, max_lr=peaks, total_steps=num_steps, pct_start=rising
     )

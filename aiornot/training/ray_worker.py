@@ -12,7 +12,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
-from aiornot.training import checkpoints
+from aiornot.training import job as training
 
 Tell = Callable[[dict[str, float]], None]
 
@@ -36,9 +36,7 @@ def train_in_process(job: dict[str, Any], *, num_threads: int, tell: Tell) -> No
 
 
 def _train(job: dict[str, Any], device: torch.device, tell: Tell) -> None:
-    checkpoints.train_here(
-        job["config"], data=Path(job["data"]), device=device, root=job["root"], tell=tell
-    )
+    training.run(job["config"], data=Path(job["data"]), device=device, root=job["root"], tell=tell)
 
 
 def _work(job: dict[str, Any]) -> None:

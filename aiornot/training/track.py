@@ -11,8 +11,10 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 Metrics = Mapping[str, Any]
 
@@ -53,18 +55,16 @@ class Tracker:
     ) -> None:
         """Open a trial's run; ``ticks`` are those from before a restart.
 
-        Offline a restart opens a new file, so the earlier ticks are written again: the curve has
-        no gap. Online the server still has them.
+        Offline a restart opens a new file, so they are all written again; online, those that did
+        not reach the server before the driver died. Either way the curve has no gap.
         """
         settings = {"name": name, "group": group, "tags": list(tags), "config": dict(config)}
-        self._put(lambda: self._open(run_id, settings))
-        if self.mode == "offline":
-            for metrics in list(ticks):
-                self.tick(run_id, metrics)
+        earlier = [dict(metrics) for metrics in ticks]
+        self._put(lambda: self._open(run_id, settings, earlier))
 
     def tick(self, run_id: str, metrics: Metrics) -> None:
         values = dict(metrics)
-        self._put(lambda: self._runs[run_id].log(values, step=int(values["tick"])))
+        self._put(lambda: _log(self._runs[run_id], values))
 
     def end(self, run_id: str, summary: Metrics) -> None:
         values = dict(summary)
@@ -82,20 +82,23 @@ class Tracker:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if self._broken:
-                continue
-            try:
-                job()
-            except Exception as error:  # tracking must never cost a trial
-                self._broken = True
-                logging.getLogger(__name__).warning("W&B is switched off: %s", error)
+            if not self._broken:
+                self._try(job)
         for run_id in list(self._runs):
-            self._finish(run_id, {})
+            self._try(partial(self._finish, run_id, {}))
 
-    def _open(self, run_id: str, settings: dict[str, Any]) -> None:
+    def _try(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # tracking must never cost a trial
+            if not self._broken:
+                logging.getLogger(__name__).warning("W&B is switched off: %s", error)
+            self._broken = True
+
+    def _open(self, run_id: str, settings: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
         import wandb
 
-        self._runs[run_id] = wandb.init(
+        run = self._runs[run_id] = wandb.init(
             project=self._project,
             id=run_id,
             dir=str(self._folder),
@@ -105,12 +108,20 @@ class Tracker:
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
             **settings,
         )
+        next_step = run.step  # behind what the server has of a resumed run, else 0
+        for metrics in earlier:
+            if int(metrics["tick"]) >= next_step:
+                _log(run, metrics)
 
     def _finish(self, run_id: str, summary: dict[str, Any]) -> None:
         run = self._runs.pop(run_id, None)
         if run is not None:
             run.summary.update(summary)
             run.finish()
+
+
+def _log(run: Any, metrics: dict[str, Any]) -> None:
+    run.log(metrics, step=int(metrics["tick"]))
 
 
 def resolve_mode(mode: str) -> str:
@@ -128,7 +139,8 @@ def resolve_mode(mode: str) -> str:
 def _has_account() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiornot import storage
-from aiornot.config import TICKS, InputError, TrainConfig
+from aiornot.config import TICKS, InputError
 from aiornot.tuning import select
 from aiornot.tuning.ledger import Ledger, Trial
 
 Row = dict[str, Any]
 
 RUN_COLUMNS = ("run", "stages", "trials", "best", "delivered")
-STAGE_COLUMNS = ("stage", "state", "trials", "ended", "best", "standard_error", "seconds", "data")
-TRIAL_COLUMNS = ("trial", "state", "tick", "score", "standard_error", "seconds", "origin")
+STAGE_COLUMNS = ("stage", "state", "trials", "ended", "best", "se", "seconds", "data")
+TRIAL_COLUMNS = ("trial", "state", "tick", "score", "se", "seconds", "origin")
+"""``se``: one standard error of the score (Hanley-McNeil), from the size of val."""
 
 
 def runs(root: str) -> list[Row]:
@@ -29,12 +30,14 @@ def runs(root: str) -> list[Row]:
 
 
 def _run_row(root: str, name: str) -> Row:
-    trials = [trial for ledger in _ledgers(root, name).values() for trial in ledger.read()]
+    stages = [ledger.read() for ledger in _ledgers(root, name).values()]
+    # Of the last stage that has one: a score on other data or epochs is another quantity.
+    bests = [best for trials in stages if (best := _best(trials)) is not None]
     return {
         "run": name,
-        "stages": len(_ledgers(root, name)),
-        "trials": len(trials),
-        "best": _best(trials),
+        "stages": len(stages),
+        "trials": sum(len(trials) for trials in stages),
+        "best": bests[-1] if bests else None,
         "delivered": storage.exists(storage.join(root, name, "bundle", "bundle.json")),
     }
 
@@ -56,11 +59,15 @@ def _ledgers(root: str, name: str) -> dict[str, Ledger]:
 
 def stages(root: str, name: str) -> list[Row]:
     """Return a row for every stage of a run that was begun."""
+    return [_stage_row(stage, ledger) for stage, ledger in _known(root, name).items()]
+
+
+def _known(root: str, name: str) -> dict[str, Ledger]:
     ledgers = _ledgers(root, name)
     if not ledgers:
         known = ", ".join(row["run"] for row in runs(root))
         raise InputError(f"{root}: no run {name!r}; there are {known}")
-    return [_stage_row(stage, ledger) for stage, ledger in ledgers.items()]
+    return ledgers
 
 
 def _stage_row(stage: str, ledger: Ledger) -> Row:
@@ -74,7 +81,7 @@ def _stage_row(stage: str, ledger: Ledger) -> Row:
         "trials": wanted,
         "ended": len(ended),
         "best": best,
-        "standard_error": _error(best, record),
+        "se": _error(best, record),
         "seconds": sum(trial.seconds for trial in trials),
         "data": record.get("meaning", {}).get("data"),
         "warnings": record.get("warnings", []),
@@ -82,8 +89,12 @@ def _stage_row(stage: str, ledger: Ledger) -> Row:
 
 
 def _best(trials: Sequence[Trial]) -> float | None:
-    scores = [trial.score for trial in trials if math.isfinite(trial.score)]
-    return max(scores, default=None)
+    """Return the best score of a finished trial; before there is one, of those on their way."""
+    for states in (("finished",), ("running", "stopped")):
+        scores = [t.score for t in trials if t.state in states and math.isfinite(t.score)]
+        if scores:
+            return max(scores)
+    return None
 
 
 def _error(score: float | None, record: Mapping[str, Any]) -> float | None:
@@ -96,9 +107,10 @@ def _error(score: float | None, record: Mapping[str, Any]) -> float | None:
 
 def trials(root: str, name: str, stage: str) -> list[Row]:
     """Return a stage's trials, best first; those without a standing come last."""
-    ledgers = _ledgers(root, name)
+    ledgers = _known(root, name)
     if stage not in ledgers:
-        raise InputError(f"{root}: run {name!r} has no stage {stage!r}; it has {list(ledgers)}")
+        known = ", ".join(ledgers)
+        raise InputError(f"{root}: run {name!r} has no stage {stage!r}; it has {known}")
     ledger = ledgers[stage]
     record, found = ledger.read_stage() or {}, ledger.read()
     budget = record.get("meaning", {}).get("budget", {})
@@ -118,23 +130,23 @@ def _rungs(grace_period: int, reduction_factor: int) -> list[int]:
 
 def _trial_row(trial: Trial, record: Mapping[str, Any]) -> Row:
     score = trial.score if math.isfinite(trial.score) else None
-    default = TrainConfig().to_dict()
     return {
         "trial": trial.id,
         "state": trial.state,
         "reason": trial.reason,
         "tick": trial.tick,
         "score": score,
-        "standard_error": _error(score, record),
+        "se": _error(score, record),
         "seconds": trial.seconds,
         "origin": trial.origin,
-        "config": {key: v for key, v in trial.config.items() if v != default.get(key)},
+        "config": trial.config,
     }
 
 
 def texts(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    """Return the cells of a row as people read them."""
-    return [_text(column, row[column]) for column in columns]
+    """Return the cells of a row as people read them; a column may be a hyper-parameter."""
+    values = {**row.get("config", {}), **row}
+    return [_text(column, values.get(column)) for column in columns]
 
 
 def _text(column: str, value: Any) -> str:
@@ -143,7 +155,9 @@ def _text(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.0f}" if column == "seconds" else f"{value:.4f}"
+        if column in ("best", "score", "se"):
+            return f"{value:.4f}"
+        return f"{value:.0f}" if column == "seconds" else f"{value:.3g}"
     return str(value)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from aiornot import storage
 from aiornot.config import TICKS, InputError
+from aiornot.training import checkpoints
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 """running: begun and not ended. stopped: given up by ASHA. finished: reached its last tick."""
@@ -81,6 +82,14 @@ class Ledger:
         """Where the checkpoints of a trial lie."""
         return storage.join(self.root, "checkpoints", trial_id)
 
+    def rewind(self, trial: Trial) -> None:
+        """Forget the ticks behind a trial's newest checkpoint: they will be trained again.
+
+        Usually there are none, since a checkpoint is kept before its tick is reported.
+        """
+        kept = checkpoints.newest_tick(self.trial_folder(trial.id))
+        trial.ticks = [tick for tick in trial.ticks if int(tick["tick"]) <= kept]
+
     def begin(self, trial: Trial) -> None:
         """Record a trial that starts, or goes on."""
         trial.started = trial.started or time.time()
@@ -89,8 +98,11 @@ class Ledger:
             observer.begin(trial)
 
     def tick(self, trial: Trial, metrics: Mapping[str, Any]) -> None:
-        """Record a report; one that is here already is ignored."""
-        values = {key: metrics[key] for key in sorted(metrics)} | {"time": time.time()}
+        """Record a report; one that is here already is ignored.
+
+        A number that is not finite is NaN from here on, since JSON has no word for it but null.
+        """
+        values = {key: _finite(metrics[key]) for key in sorted(metrics)} | {"time": time.time()}
         if not trial.add_tick(values):
             return
         self._write(trial)
@@ -105,8 +117,10 @@ class Ledger:
             observer.end(trial)
 
     def _write(self, trial: Trial) -> None:
-        text = json.dumps(dataclasses.asdict(trial), indent=1, default=_plain)
-        storage.write_text(storage.join(self.root, "trials", f"{trial.id}.json"), text + "\n")
+        values = dataclasses.asdict(trial)
+        values["ticks"] = [_nan_to_null(tick) for tick in trial.ticks]
+        path = storage.join(self.root, "trials", f"{trial.id}.json")
+        storage.write_text(path, _dumps(values))
 
     def read(self) -> list[Trial]:
         """Return all trials in the order in which they were created."""
@@ -115,17 +129,14 @@ class Ledger:
         return sorted(trials, key=lambda trial: trial.number)
 
     def write_stage(self, stage: dict[str, Any]) -> None:
-        storage.write_text(
-            storage.join(self.root, "stage.json"),
-            json.dumps(stage, indent=1, default=_plain) + "\n",
-        )
+        storage.write_text(storage.join(self.root, "stage.json"), _dumps(stage))
 
     def read_stage(self) -> dict[str, Any] | None:
         """Return what ``stage.json`` says, None where the stage never started."""
         path = storage.join(self.root, "stage.json")
         if not storage.exists(path):
             return None
-        return _loads(path, storage.read_text(path))
+        return _loads(path, "begin again with --fresh")
 
 
 def _end_of(trial: Trial, error: str) -> tuple[State, str]:
@@ -139,22 +150,41 @@ def _end_of(trial: Trial, error: str) -> tuple[State, str]:
 
 
 def _read_trial(path: str) -> Trial:
-    values = _loads(path, storage.read_text(path))
+    values = _loads(path, "delete it to run the trial again")
     try:
-        return Trial(**values)
+        trial = Trial(**values)
     except TypeError as error:
         raise InputError(f"{path} is not a trial of this version: {error}") from None
+    trial.ticks = [_null_to_nan(tick) for tick in trial.ticks]
+    return trial
 
 
-def _loads(path: str, text: str) -> dict[str, Any]:
+def _loads(path: str, mend: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not valid JSON ({error}); restore it, or delete it to run the trial again"
-        ) from None
-    assert isinstance(values, dict)
+        values = json.loads(storage.read_text(path))
+    except ValueError as error:  # not JSON, or not even text
+        raise InputError(f"{path} is not valid JSON ({error}); restore it, or {mend}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not valid JSON (no object); restore it, or {mend}")
     return values
+
+
+def _dumps(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1, default=_plain, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return a plain value for a numpy or torch scalar, and NaN for any infinity."""
+    value = value.item() if hasattr(value, "item") else value
+    return math.nan if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _nan_to_null(tick: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in tick.items()}
+
+
+def _null_to_nan(tick: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in tick.items()}
 
 
 def _plain(value: object) -> object:

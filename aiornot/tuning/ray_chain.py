@@ -7,21 +7,18 @@ unfinished trials from their last tick, and nothing finished is run again.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-
 from aiornot import ray_session, storage
-from aiornot.config import InputError, TrainConfig, WorkError
+from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5
 from aiornot.training import checkpoints, model, track
 from aiornot.tuning import ray_runs, ray_tuner
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Ledger, Observer, Trial
 from aiornot.tuning.record import Record
-from aiornot.tuning.space import Narrowed, Stage, configure, load_chain
+from aiornot.tuning.space import Stage, load_chain, models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +28,7 @@ class Options:
     data: Path
     """Folder of the prepared files."""
     root: str
-    """Folder of the chain's runs, local or remote."""
+    """Folder of the chain's runs, local or remote; made absolute, for the workers' sake."""
     num_workers: int = 1
     """Ranks of each Ray Train run."""
     num_trials: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -84,8 +81,9 @@ def run_chain(folder: Path, options: Options) -> Outcome | None:
         InputError: A stage file, the data or the options cannot be used; nothing was started.
         WorkError: A stage ended without a trial to go on with, or was interrupted.
     """
+    options = dataclasses.replace(options, root=storage.absolute(options.root))
     stages = load_chain(folder)
-    _check(stages, options)
+    _check_options(stages, options)
     if options.fresh and (moved := storage.set_aside(options.root)):
         options.say(f"the earlier run is now in {moved}")
     for stage in stages:
@@ -94,6 +92,7 @@ def run_chain(folder: Path, options: Options) -> Outcome | None:
             records.check_unchanged(stage, options.data_file(stage), old, place=options.root)
     wanted = list(_until(stages, options.only))
     if not all(_is_finished(stage, options) for stage in wanted):
+        _check_models(stages, options)
         _run_stages(wanted, options)
     return None if options.only and wanted != stages else _outcome(stages, options)
 
@@ -105,8 +104,8 @@ def _until(stages: Sequence[Stage], only: str | None) -> Iterator[Stage]:
             return
 
 
-def _check(stages: Sequence[Stage], options: Options) -> None:
-    """Refuse before anything is spent: unknown stages, missing data, impossible models."""
+def _check_options(stages: Sequence[Stage], options: Options) -> None:
+    """Refuse unknown stages and missing data."""
     searching = [stage.name for stage in stages if stage.searches()]
     for name in options.num_trials:
         if name not in searching:
@@ -115,21 +114,26 @@ def _check(stages: Sequence[Stage], options: Options) -> None:
     if options.only is not None and options.only not in names:
         raise InputError(f"no stage {options.only!r}; this chain has {', '.join(names)}")
     for stage in stages:
+        options.data_file(stage)
+
+
+def _check_models(stages: Sequence[Stage], options: Options) -> None:
+    """Refuse models that timm cannot build, or whose weights cannot be had, before all else.
+
+    One sentence here instead of every trial failing; and the trials find the weights in the cache.
+    """
+    fetched: set[str] = set()
+    for stage in stages:
         size = int(hdf5.attributes(options.data_file(stage))["size"])
-        for config in models(stage):
-            model.check(config, size=size)
-
-
-def models(stage: Stage) -> list[TrainConfig]:
-    """Return a configuration for every model, pooling and drop path that a stage may build."""
-    options = []
-    for name in ("model", "global_pool", "drop_path_rate"):
-        domain = stage.space.get(name)
-        domain = domain.original if isinstance(domain, Narrowed) else domain
-        if isinstance(domain, CategoricalDistribution):
-            options.append([(name, choice) for choice in domain.choices])
-    points = [dict(point) for point in product(*options)]
-    return [configure(stage, point) for point in points if point or "model" in stage.fixed]
+        try:
+            for config in models(stage):
+                model.check(config, size=size)
+                if config.pretrained and config.model not in fetched:
+                    options.say(f"{stage.name}: looking for the weights of {config.model}")
+                    model.build(config, size=size)
+                    fetched.add(config.model)
+        except InputError as error:
+            raise InputError(f"stage {stage.name!r}: {error}") from None
 
 
 def _num_trials(stage: Stage, options: Options) -> int:

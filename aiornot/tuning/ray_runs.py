@@ -37,6 +37,7 @@ def train_selected(
     for number, (parent_id, seed) in enumerate(product(record["selected"], stage.seeds)):
         trial = known.get(number) or _repeat(stage, number, origins[parent_id], seed)
         if trial.state == "running":
+            ledger.rewind(trial)
             _run(trial, ledger, str(data.resolve()), num_workers)
 
 

@@ -58,7 +58,8 @@ class Suggestions(Searcher):  # type: ignore[misc]
         self._study = optuna.create_study(direction="maximize")
         self._study.add_trials([_frozen(t, plan.space) for t in trials if t.state != "running"])
         self._unfinished = [trial for trial in trials if trial.state == "running"]
-        self._next = 1 + max((trial.number for trial in trials), default=-1)
+        known = {trial.number for trial in trials}
+        self._missing = [number for number in range(plan.num_trials) if number not in known]
         self._asked: dict[str, optuna.Trial] = {}
         self.trials = {trial.id: trial for trial in trials}
 
@@ -67,9 +68,8 @@ class Suggestions(Searcher):  # type: ignore[misc]
         if self._unfinished:
             trial = self._unfinished.pop(0)
             self._ask(trial.number, trial.params)
-        elif self._next < self._plan.num_trials:
-            trial = self._draw(self._next)
-            self._next += 1
+        elif self._missing:
+            trial = self._draw(self._missing.pop(0))
         else:
             return str(Searcher.FINISHED)
         self.trials[trial.id] = trial
@@ -160,6 +160,20 @@ class _Key:
     trial_id: str
 
 
+def _in_order(trials: Sequence[Trial]) -> list[tuple[str, dict[str, Any]]]:
+    """Return (trial id, tick) in the order in which the ticks came."""
+    reports = []
+    for trial in trials:
+        latest = 0.0
+        for tick in trial.ticks:
+            # A clock that was set back must not turn the ticks of one trial round: Ray would
+            # record the later one at the lower rung.
+            latest = max(latest, tick["time"])
+            reports.append((latest, trial.id, tick))
+    ordered = sorted(reports, key=lambda report: report[:2])
+    return [(trial_id, tick) for _, trial_id, tick in ordered]
+
+
 class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
     """ASHA over ticks, whose rungs are keyed by the ledger's ids.
 
@@ -179,15 +193,16 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
         )
         self.stopped: set[str] = set()
         """Trials that the replay ends with a stop: the driver died before it was carried out."""
-        reports = [(tick["time"], trial.id, tick) for trial in trials for tick in trial.ticks]
-        for _, trial_id, tick in sorted(reports, key=lambda report: report[:2]):
+        for trial_id, tick in _in_order(trials):
             if self.decide(trial_id, tick) == TrialScheduler.STOP:
                 self.stopped.add(trial_id)
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> str:
         """Record a report at its rung; return STOP where it lies below the cut."""
-        tick = int(result[TIME_ATTRIBUTE])
-        decision = self._brackets[0].on_result(_Key(trial_id), tick, float(result[METRIC]))
+        tick, score = int(result[TIME_ATTRIBUTE]), float(result[METRIC])
+        # Ray lets NaN go on, since it is not below any cut. Here it is the worst AUROC there is.
+        score = score if math.isfinite(score) else 0.0
+        decision = self._brackets[0].on_result(_Key(trial_id), tick, score)
         # A trial at its last tick ends by itself, and is finished however it compares.
         return str(TrialScheduler.CONTINUE if tick >= TICKS else decision)
 

@@ -27,6 +27,9 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path) -> None:
     Needs a connection to Ray. Returns early when it is interrupted (Ctrl-C); the ledger tells.
     """
     trials = ledger.read()
+    for trial in trials:
+        if trial.state == "running":
+            ledger.rewind(trial)
     scheduler = Rungs(stage.budget, trials=trials)
     for trial in trials:
         if trial.state == "running" and trial.id in scheduler.stopped:

@@ -18,10 +18,10 @@ from aiornot.tuning import narrow, select
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.space import (
     Distribution,
-    Narrowed,
     Stage,
     distribution_from_json,
     distribution_to_json,
+    original,
     stage_to_dict,
 )
 
@@ -59,9 +59,17 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         changes = []
         for key in sorted(set(old) | set(new)):
             inner = f"{name}.{key}" if name else str(key)
-            changes += differences(old.get(key), new.get(key), inner)
+            changes += differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
         return changes
-    return [] if old == new else [f"{name} was {old!r}, is {new!r}"]
+    return [] if old == new else [f"{name} was {_text(old)}, is {_text(new)}"]
+
+
+_ABSENT = object()
+"""A key set to None is not a key left out, which has the parent's best value."""
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)
 
 
 def begin(
@@ -117,7 +125,7 @@ def choose(stage: Stage, parent: Record, trials: Sequence[Trial]) -> list[Trial]
 
 def _from_file(stage: Stage) -> Record:
     return {
-        "space": _to_json({name: _original(domain) for name, domain in stage.space.items()}),
+        "space": _to_json({name: original(domain) for name, domain in stage.space.items()}),
         "first": [dict(point) for point in stage.first],
         "origins": ["first"] * len(stage.first),
         "base": None,
@@ -133,14 +141,14 @@ def _from_parent(
     best, others = select.split_top(trials, select.rungs(stage.after.budget))
     searched = space_of(parent)
     space = narrow.narrow(stage.space, parent=searched, best=best, others=others)
-    points = [dict(point) for point in stage.first]
+    points = narrow.enqueued(stage.first, space)
     origins = ["first"] * len(points)
     for trial in chosen[: stage.enqueue]:
         for point in narrow.enqueued([trial.params], space):
             if point not in points:
                 points.append(point)
                 origins.append(f"from {trial.id}")
-    known = {name: _original(d) for name, d in stage.space.items() if name in searched}
+    known = {name: original(d) for name, d in stage.space.items() if name in searched}
     return {
         "space": _to_json(space),
         "first": points,
@@ -157,7 +165,3 @@ def space_of(record: Mapping[str, Any]) -> dict[str, Distribution]:
 
 def _to_json(space: Mapping[str, Distribution]) -> dict[str, str]:
     return {name: distribution_to_json(domain) for name, domain in sorted(space.items())}
-
-
-def _original(domain: Distribution | Narrowed) -> Distribution:
-    return domain.original if isinstance(domain, Narrowed) else domain

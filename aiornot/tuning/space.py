@@ -9,7 +9,9 @@ import dataclasses
 import importlib
 import itertools
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -37,7 +39,9 @@ __all__ = [
     "lineage",
     "load_chain",
     "loguniform",
+    "models",
     "narrowed",
+    "original",
     "randint",
     "stage_to_dict",
     "uniform",
@@ -86,6 +90,8 @@ class Budget:
             raise InputError(f"grace_period={self.grace_period} must lie between 1 and {TICKS}")
         if self.reduction_factor < 2:
             raise InputError(f"reduction_factor={self.reduction_factor} must be at least 2")
+        lengths = {"epochs": self.epochs, "train_fraction": self.train_fraction}
+        TrainConfig.from_dict({key: value for key, value in lengths.items() if value is not None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,45 +138,103 @@ class Stage:
     """auto: one worker trains inside the Tune trial. ray_train: always a Ray Train run."""
 
     def __post_init__(self) -> None:
+        try:
+            self._check_shape()
+            self._check_keys()
+            self._check_values()
+        except InputError as error:
+            raise InputError(f"stage {self.name!r}: {error}") from None
+
+    def _check_shape(self) -> None:
+        if self.data not in PROFILES:
+            raise InputError(f"data={self.data!r} is none of {PROFILES}")
+        if self.sampler not in ("random", "tpe", None):
+            raise InputError(f"sampler={self.sampler!r} is not random or tpe")
+        if self.sampler is None and (self.space or not (self.enqueue and self.after)):
+            raise InputError(
+                "it has no sampler: leave its space empty and give after= and enqueue=, "
+                "the number of the parent's configurations to train again"
+            )
+        if self.sampler is not None and not self.space:
+            raise InputError("it has a sampler but an empty space")
+        if self.enqueue and self.after is None:
+            raise InputError(f"enqueue={self.enqueue} needs after=")
+        if not self.seeds:
+            raise InputError("seeds=() must hold at least one seed")
+
+    def _check_keys(self) -> None:
         known = [field.name for field in dataclasses.fields(TrainConfig)]
+        elsewhere = {"train_fraction": "budget=Budget(train_fraction=...)", "seed": "seeds="}
+        if self.budget.epochs is not None:
+            elsewhere["epochs"] = "budget=Budget(epochs=...)"
         for where, keys in (("space", self.space), ("fixed", self.fixed)):
             for key in keys:
                 if key not in known:
                     raise InputError(
-                        f"stage {self.name!r}, {where}: unknown hyper-parameter "
-                        f"{key!r}{nearest(key, known)}"
+                        f"{where}: unknown hyper-parameter {key!r}{nearest(key, known)}"
                     )
-        self._check()
-
-    def _check(self) -> None:
+                if key in elsewhere:
+                    raise InputError(f"{key!r} is in {where}, but {elsewhere[key]} decides on it")
         twice = sorted(set(self.space) & set(self.fixed))
         if twice:
-            raise InputError(f"stage {self.name!r}: {twice[0]!r} is both in space and in fixed")
-        if self.data not in PROFILES:
-            raise InputError(f"stage {self.name!r}: data={self.data!r} is none of {PROFILES}")
-        if self.sampler not in ("random", "tpe", None):
-            raise InputError(f"stage {self.name!r}: sampler={self.sampler!r} is not random or tpe")
-        if self.sampler is None and (self.space or not (self.enqueue and self.after)):
-            raise InputError(
-                f"stage {self.name!r} has no sampler: leave its space empty and give after= and "
-                "enqueue=, the number of the parent's configurations to train again"
-            )
-        if self.sampler is not None and not self.space:
-            raise InputError(f"stage {self.name!r} has a sampler but an empty space")
-        if self.enqueue and self.after is None:
-            raise InputError(f"stage {self.name!r}: enqueue={self.enqueue} needs after=")
+            raise InputError(f"{twice[0]!r} is both in space and in fixed")
         for name, rule in self.only_for.items():
             for key in (name, *rule):
                 if key not in self.space:
-                    raise InputError(f"stage {self.name!r}, only_for: {key!r} is not in space")
-        # Types and bounds of the fixed values: at load, and not in a worker an hour later.
+                    raise InputError(f"only_for: {key!r} is not in space")
+        try:
+            list(_by_dependence(self.only_for))
+        except CycleError as error:
+            raise InputError(f"only_for: conditions in a circle: {error.args[1]}") from None
+
+    def _check_values(self) -> None:
+        """Types and bounds of all that may be trained: at load, and not in a worker later."""
         TrainConfig.from_dict(self.fixed)
+        for seed in self.seeds:
+            TrainConfig.from_dict({"seed": seed})
+        domains = {name: original(domain) for name, domain in self.space.items()}
+        for name, domain in domains.items():
+            for value in _extremes(domain):
+                TrainConfig.from_dict({name: value})
+        for point in self.first:
+            for name, value in point.items():
+                if name not in domains:
+                    close = nearest(name, list(domains))
+                    raise InputError(f"first: {name!r} is not in space{close}")
+                if not _contains(domains[name], value):
+                    raise InputError(f"first: {name}={value!r} is not in its range")
 
     def searches(self) -> bool:
         return self.sampler is not None
 
     def uses_ray_train(self) -> bool:
         return self.trainer == "ray_train" or not self.searches()
+
+
+def original(domain: Distribution | Narrowed) -> Distribution:
+    """Return what a stage file says of a parameter, before any narrowing."""
+    return domain.original if isinstance(domain, Narrowed) else domain
+
+
+def _extremes(domain: Distribution) -> tuple[Any, ...]:
+    if isinstance(domain, CategoricalDistribution):
+        return tuple(domain.choices)
+    assert isinstance(domain, FloatDistribution | IntDistribution), f"no rule for {domain!r}"
+    return domain.low, domain.high
+
+
+def _contains(domain: Distribution, value: Value) -> bool:
+    if isinstance(domain, CategoricalDistribution):
+        return value in domain.choices
+    assert isinstance(domain, FloatDistribution | IntDistribution), f"no rule for {domain!r}"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and domain.low <= value <= domain.high  # type: ignore[operator]
+
+
+def _by_dependence(only_for: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the conditional parameters, each after those that its condition asks for."""
+    order = TopologicalSorter({name: rule.keys() for name, rule in only_for.items()})
+    return (name for name in order.static_order() if name in only_for)
 
 
 def configure(
@@ -186,14 +250,28 @@ def configure(
     configuration. A conditional parameter that does not apply has TrainConfig's default.
     """
     values = dict(base or {}) | dict(stage.fixed) | dict(params)
-    for name, rule in stage.only_for.items():
-        if not all(values.get(key) in allowed for key, allowed in rule.items()):
+    default = TrainConfig().to_dict()
+    for name in _by_dependence(stage.only_for):
+        rule = stage.only_for[name]
+        if not all(values.get(key, default[key]) in allowed for key, allowed in rule.items()):
             values.pop(name, None)
     if stage.budget.epochs is not None:
         values["epochs"] = stage.budget.epochs
     values["train_fraction"] = stage.budget.train_fraction
     values["seed"] = stage.seeds[0] if seed is None else seed
     return TrainConfig.from_dict(values)
+
+
+def models(stage: Stage) -> list[TrainConfig]:
+    """Return a configuration for every model, pooling and drop path that a stage may build."""
+    options = []
+    for name in ("model", "global_pool", "drop_path_rate"):
+        domain = stage.space.get(name)
+        domain = domain.original if isinstance(domain, Narrowed) else domain
+        if isinstance(domain, CategoricalDistribution):
+            options.append([(name, choice) for choice in domain.choices])
+    points = [dict(point) for point in itertools.product(*options)]
+    return [configure(stage, point) for point in points if point or "model" in stage.fixed]
 
 
 def lineage(stage: Stage) -> list[Stage]:
@@ -288,9 +366,10 @@ def _load_stage(package: str, path: Path) -> Stage:
     try:
         module = importlib.import_module(f"{package}.{path.stem}")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ImportError, NameError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{_place(path, error)}: {error}") from None
+    except Exception as error:  # a stage file may be wrong in any way that Python knows
+        text = str(error).replace(package, path.parent.name)
+        raise InputError(f"{_place(path, error)}: {type(error).__name__}: {text}") from error
     stage = getattr(module, "stage", None)
     if not isinstance(stage, Stage):
         raise InputError(f"{path}: a stage file binds one name, stage = Stage(...)")
@@ -299,11 +378,17 @@ def _load_stage(package: str, path: Path) -> Stage:
     return stage
 
 
+def _place(path: Path, error: Exception) -> str:
+    """Return the stage file and the line of an error; a sibling may have imported that file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).resolve().parent == path.resolve().parent]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
+
+
 def _check_files(folder: Path) -> None:
-    paths = sorted(folder.glob("[!_]*.py"))
-    if not paths:
+    if not any(folder.glob("[!_]*.py")):
         raise InputError(f"{folder}: no stage files (*.py) in this folder")
-    for path in paths:
+    for path in sorted(folder.glob("*.py")):  # _shared.py too: a stage may import it
         _check_is_data(path)
 
 
