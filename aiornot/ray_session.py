@@ -13,6 +13,8 @@ from typing import Any
 
 import ray
 
+from aiornot.config import InputError
+
 QUIET = {
     # Ray's own tables and warnings would bury the lines that this program prints.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -35,6 +37,9 @@ def connected(*, num_cpus: int | None = None) -> Iterator[None]:
 
     Args:
         num_cpus: Cores of a Ray started here, all of the machine by default.
+
+    Raises:
+        InputError: There is no cluster at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
@@ -42,13 +47,19 @@ def connected(*, num_cpus: int | None = None) -> Iterator[None]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     options = {} if os.environ.get("RAY_ADDRESS") else _local_options(num_cpus)
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        namespace="aiornot",
-        runtime_env={"env_vars": QUIET},
-        **options,
-    )
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="aiornot",
+            runtime_env={"env_vars": QUIET},
+            **options,
+        )
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS")
+        raise InputError(
+            f"RAY_ADDRESS={address}: {error}; unset it to use this machine alone"
+        ) from None
     try:
         yield
     finally:

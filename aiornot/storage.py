@@ -4,11 +4,13 @@ A write is atomic: a reader sees the old content or the new, never a half. Used 
 checkpoints and the bundle (``aiornot tune fast --storage s3://bucket/runs``).
 """
 
+import fnmatch
 import glob
 import os
 import shutil
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -24,11 +26,29 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """Return a path that means the same in every process; workers have folders of their own."""
+    return path if is_remote(path) else str(Path(path).absolute())
+
+
 def _open(path: str) -> tuple[fs.FileSystem, str]:
-    if is_remote(path):
-        system, inner = fs.FileSystem.from_uri(path)
-        return system, inner
-    return fs.LocalFileSystem(), str(Path(path).absolute())
+    if not is_remote(path):
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    if path.startswith("file://"):
+        raise InputError(f"{path}: write a local path without file://")
+    if "?" in path:
+        # The names of the files in such a folder would come after the question mark.
+        raise InputError(
+            f"{path}: leave out what follows the '?'; set AWS_ENDPOINT_URL and AWS_REGION instead"
+        )
+    scheme, _, rest = path.partition("://")
+    host, slash, name = rest.partition("/")
+    try:
+        # A name may hold what an address may not: spaces, brackets, a percent sign.
+        system, inner = fs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}")
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: {error}; use a local path, s3://, gs:// or hf://") from None
+    return system, inner
 
 
 def exists(path: str) -> bool:
@@ -53,11 +73,14 @@ def write_text(path: str, text: str) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     # The name is unique: a killed writer's leftover must not meet its successor's.
     temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(local)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(local)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def list_files(path: str, *, suffix: str = "") -> list[str]:
@@ -94,10 +117,12 @@ def put_folder(local: Path, path: str) -> None:
 
 
 def get_folder(path: str, local: Path) -> None:
-    """Copy a folder to a local one, which must not exist."""
+    """Copy a folder to a local one, which must not exist; ``complete`` stays behind."""
     system, inner = _open(path)
     local.mkdir(parents=True)
     fs.copy_files(inner, str(local), system, fs.LocalFileSystem())
+    # Put again, it would arrive among the first files and declare the copy done.
+    (local / DONE).unlink(missing_ok=True)
 
 
 def complete_folders(path: str) -> list[str]:
@@ -110,6 +135,8 @@ def delete(path: str) -> None:
     system, inner = _open(path)
     kind = system.get_file_info(inner).type
     if kind == fs.FileType.Directory:
+        # First of all, so that a folder that is half deleted does not count as complete.
+        delete(join(path, DONE))
         system.delete_dir(inner)
     elif kind == fs.FileType.File:
         system.delete_file(inner)
@@ -143,16 +170,31 @@ def find(source: str, *, suffix: str) -> list[str]:
     """Return the files that a source names, sorted: a file, a folder, or a glob.
 
     Raises:
-        InputError: Nothing is there, or no file with that suffix.
+        InputError: Nothing is there, no file with that suffix, or it cannot be reached.
     """
-    if any(mark in source for mark in "*?[") and not is_remote(source):
-        found = sorted(glob.glob(source))
-    elif source.endswith(suffix):
-        found = [source] if exists(source) else []
-    else:
-        if not exists(source):
-            raise InputError(f"{source}: no such file or folder")
-        found = list_files(source, suffix=suffix)
+    try:
+        found = _find(source, suffix)
+    except InputError:
+        raise
+    except Exception as error:  # each store has its own: OSError, Arrow's, httpx's for hf://
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{source} cannot be reached: {reason}") from None
     if not found:
         raise InputError(f"{source}: no {suffix} files there")
     return found
+
+
+def _find(source: str, suffix: str) -> list[str]:
+    system, inner = _open(source)
+    kind = system.get_file_info(inner).type
+    if kind == fs.FileType.File:
+        return [source]
+    if kind == fs.FileType.Directory:
+        return list_files(source, suffix=suffix)
+    if not any(mark in source for mark in "*?["):
+        raise InputError(f"{source}: no such file or folder")
+    if not is_remote(source):
+        return sorted(path for path in glob.glob(source, recursive=True) if path.endswith(suffix))
+    folder, _, pattern = source.rpartition("/")
+    files = list_files(folder, suffix=suffix)
+    return [path for path in files if fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)]

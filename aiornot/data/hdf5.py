@@ -77,7 +77,9 @@ def _lay_out(
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     # Page-aligned images: mapping starts on a page, and two writers never share one.
     access.set_alignment(mmap.PAGESIZE, mmap.PAGESIZE)
-    handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fapl=access)
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)  # the same images make the same file, byte for byte
+    handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)
     with h5py.File(handle) as file:
         file.attrs.update({"schema_version": SCHEMA_VERSION, "classes": json.dumps(CLASSES)})
         file.attrs.update({"size": size, **attributes})
@@ -95,6 +97,7 @@ def _create_images(group: h5py.Group, shape: tuple[int, ...]) -> None:
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # without it there is no offset yet
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)
     space = h5py.h5s.create_simple(shape)
     h5py.h5d.create(group.id, b"image", h5py.h5t.NATIVE_UINT8, space, dcpl=layout)
 
@@ -124,7 +127,8 @@ def slots(path: Path) -> dict[str, Slots]:
 
 
 def _slots_of(path: Path, images: h5py.Dataset) -> Slots:
-    offset = images.id.get_offset()
+    # Without images there is nothing to allocate and no offset.
+    offset = images.id.get_offset() if len(images) else 0
     if offset is None or images.dtype != np.uint8 or images.ndim != 4:
         raise InputError(f"{path}: {images.name} is not contiguous uint8; prepare the file again")
     return Slots(int(offset), int(images.shape[0]), int(images.shape[1]))
@@ -142,7 +146,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"{path} is not an HDF5 file ({error}); prepare it again") from None
+        raise InputError(f"{path} cannot be read as HDF5 ({error}); prepare it again") from None
     with file:
         version = file.attrs.get("schema_version")
         if version != SCHEMA_VERSION or any(split not in file for split in SPLITS):
@@ -162,10 +166,13 @@ def attributes(path: Path) -> dict[str, Any]:
         }
 
 
-def update_attributes(path: Path, values: Mapping[str, Any]) -> None:
-    """Add attributes to a file that is not finished yet."""
-    with h5py.File(path, "r+") as file:
-        file.attrs.update(values)
+def is_ours(path: Path) -> bool:
+    """Tell whether ``create`` made a file, be it of another schema version."""
+    try:
+        with h5py.File(path, "r") as file:
+            return "schema_version" in file.attrs
+    except OSError:
+        return False
 
 
 def read_labels(path: Path, split: str) -> np.ndarray:

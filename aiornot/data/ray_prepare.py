@@ -6,12 +6,17 @@ of the file and return only statistics. Shipping decoded pixels through the obje
 double the CPU cost.
 """
 
+import bisect
 import dataclasses
+import fcntl
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +24,8 @@ import numpy as np
 import ray
 
 import aiornot
-from aiornot import ray_session
-from aiornot.config import InputError
+from aiornot import ray_session, storage
+from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5, images, shards, splits
 
 
@@ -33,6 +38,10 @@ class Profile:
     limit: int | None = None
     """Only the first so many rows of the source, of splits that were made on all rows."""
     geometry: images.Geometry = "resize"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"--size {self.size} must be at least 1 pixel")
 
 
 PROFILES = {
@@ -52,6 +61,8 @@ class Summary:
     conflicts: int
     skipped: bool
     """The finished file was there already."""
+    replaced: bool = False
+    """A finished file of other rows or settings was there."""
 
 
 def prepare(
@@ -66,8 +77,9 @@ def prepare(
 ) -> Summary:
     """Write ``out/<profile>.h5`` from parquet shards of labelled images.
 
-    A finished file made from the same rows with the same settings is left alone; an interrupted
-    one is continued. Rows that cannot be decoded are listed in ``<profile>.rejected.jsonl``.
+    A finished file made from the same rows with the same settings is left alone, another is
+    replaced once the new one is whole; an interrupted run is continued. Rows that cannot be
+    decoded are listed in ``<profile>.rejected.jsonl``.
 
     Args:
         source: A parquet file, a folder of them, a glob, or the same on ``s3://``.
@@ -79,39 +91,81 @@ def prepare(
         progress: Called as the work proceeds.
 
     Raises:
-        InputError: Nothing readable there, a wrong schema, wrong labels, or too many bad images.
+        InputError: Nothing readable there, a wrong schema, wrong labels, too many bad images, no
+            room, or a file in the way that is none of ours.
+        WorkError: It stopped half-way; what is done is kept, and the same call goes on.
     """
+    _check_arguments(out, max_rejected)
     rows = shards.read_rows(source, progress=progress)
-    clusters = splits.clusters(rows.hashes)
+    # Images that are missing are no duplicates of each other.
+    clusters = splits.clusters([text or f"{row}" for row, text in enumerate(rows.hashes)])
     plan = splits.plan(rows.labels, clusters=clusters, limit=profile.limit, seed=seed)
+    conflicts = len(splits.conflicts(rows.labels, clusters))
     path = out / f"{profile.name}.h5"
     attributes = _attributes(rows, profile, seed=seed)
-    conflicts = len(splits.conflicts(rows.labels, clusters))
-    if path.exists() and _same(hdf5.attributes(path), attributes):
-        rejected = int(hdf5.attributes(path)["rejected"])
+    counts = {split: len(members) for split, members in plan.items()}
+    summary = Summary(path, counts, rejected=0, conflicts=conflicts, skipped=False)
+    found = _finished(path, attributes["settings"])
+    if found is not None:
         counts = {split: where.count for split, where in hdf5.slots(path).items()}
-        return Summary(path, counts, rejected, conflicts, skipped=True)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".h5.tmp")
-    _check_space(temporary, plan, profile)
-    journal = _Journal(path.with_suffix(".h5.journal"), attributes["settings"])
-    if not (temporary.exists() and journal.is_open()):
-        journal.start()
-        _create(temporary, rows, plan, profile, attributes)
-    with ray_session.connected(num_cpus=num_cpus):
-        _write_images(temporary, rows, plan, profile, journal, progress)
-    rejected_rows = journal.rejected()
-    _report_rejected(path.with_suffix(".rejected.jsonl"), rows, rejected_rows)
-    _check_rejected(rejected_rows, plan, max_rejected, path)
-    kept = _without(plan, rejected_rows)
-    finished = (
-        _compact(temporary, rows, plan, kept, profile, attributes) if rejected_rows else temporary
-    )
-    _finish(finished, path, rejected=len(rejected_rows))
-    temporary.unlink(missing_ok=True)
-    journal.path.unlink()
+        rejected = int(found["rejected"])
+        return dataclasses.replace(summary, counts=counts, rejected=rejected, skipped=True)
+    if path.exists() and not hdf5.is_ours(path):
+        raise InputError(
+            f"{path} is damaged or was not made by 'aiornot prepare': delete it, or give another "
+            "--out"
+        )
+    _make_folder(out)
+    with _Journal.locked(path.with_suffix(".h5.journal"), attributes["settings"]) as journal:
+        # Named by the settings: a worker that outlives an interrupted run finds only its own file.
+        token = hashlib.sha256(attributes["settings"].encode()).hexdigest()[:8]
+        temporary = path.with_suffix(f".h5.{token}.tmp")
+        if not (temporary.exists() and journal.is_open):
+            litter = list(out.glob(f"{path.name}.*.tmp"))
+            _check_space(out, plan, profile, litter=litter)
+            journal.clear()  # before the file is made: an old one must not speak for the new
+            for file in litter:
+                file.unlink()
+            _create(temporary, rows, plan, profile, attributes, rejected=0)
+            journal.start()
+        with ray_session.connected(num_cpus=num_cpus):
+            _write_images(temporary, rows, plan, profile, journal, progress)
+        rejected_rows = journal.rejected()
+        _report_rejected(path.with_suffix(".rejected.jsonl"), rows, rejected_rows)
+        _check_rejected(rejected_rows, plan, max_rejected, path)
+        kept = _without(plan, rejected_rows)
+        finished = (
+            _compact(temporary, rows, plan, kept, profile, attributes)
+            if rejected_rows
+            else temporary
+        )
+        replaced = path.exists()
+        _finish(finished, path)
+        temporary.unlink(missing_ok=True)
+        journal.path.unlink()
     counts = {split: len(members) for split, members in kept.items()}
-    return Summary(path, counts, len(rejected_rows), conflicts, skipped=False)
+    return dataclasses.replace(
+        summary, counts=counts, rejected=len(rejected_rows), replaced=replaced
+    )
+
+
+def _check_arguments(out: Path, max_rejected: float) -> None:
+    if not 0 <= max_rejected <= 1:
+        raise InputError(f"--max-rejected {max_rejected:g} is a share: give 0 to 1")
+    if re.match(r"[a-z0-9]{2,}:/", str(out)):  # Path("s3://x") is "s3:/x"
+        raise InputError(
+            f"--out {out}: prepared files are mapped into memory, give a folder of this machine or "
+            "of a file system that all nodes share"
+        )
+    if out.suffix == ".h5" or out.is_file():
+        raise InputError(f"--out {out}: give a folder, the file in it is named by the profile")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from None
 
 
 def _attributes(rows: shards.Rows, profile: Profile, *, seed: int) -> dict[str, Any]:
@@ -128,20 +182,27 @@ def _attributes(rows: shards.Rows, profile: Profile, *, seed: int) -> dict[str, 
     }
 
 
-def _same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    return bool(found.get("settings") == wanted["settings"])
+def _finished(path: Path, settings: str) -> dict[str, Any] | None:
+    """Return what the finished file says of itself if it is whole and has these settings."""
+    try:
+        hdf5.slots(path)
+        found = hdf5.attributes(path)
+    except InputError:  # absent, cut short, or of another schema version
+        return None
+    return found if found.get("settings") == settings else None
 
 
-def _check_space(temporary: Path, plan: dict[str, np.ndarray], profile: Profile) -> None:
+def _check_space(
+    out: Path, plan: dict[str, np.ndarray], profile: Profile, *, litter: Sequence[Path] = ()
+) -> None:
+    """Refuse what cannot fit, once ``litter`` is deleted."""
     count = sum(len(members) for members in plan.values())
     needed = count * profile.size**2 * 3
-    reserved = temporary.stat().st_size if temporary.exists() else 0
-    free = shutil.disk_usage(temporary.parent).free + reserved
+    free = shutil.disk_usage(out).free + sum(file.stat().st_size for file in litter)
     if needed > free:
         raise InputError(
-            f"{temporary.parent}: {needed / 1e9:.1f} GB are needed for {count} images of "
-            f"{profile.size} px and {free / 1e9:.1f} GB are free; free some, or lower "
-            "--size or --limit"
+            f"{out}: {needed / 1e9:.1f} GB are needed for {count} images of {profile.size} px and "
+            f"{free / 1e9:.1f} GB are free; free some, or lower --size or --limit"
         )
 
 
@@ -151,14 +212,19 @@ def _create(
     plan: dict[str, np.ndarray],
     profile: Profile,
     attributes: dict[str, Any],
+    *,
+    rejected: int,
 ) -> None:
-    hdf5.create(
-        path,
-        size=profile.size,
-        labels={split: rows.labels[members] for split, members in plan.items()},
-        ids={split: [rows.ids[row] for row in members] for split, members in plan.items()},
-        attributes=attributes,
-    )
+    try:
+        hdf5.create(
+            path,
+            size=profile.size,
+            labels={split: rows.labels[members] for split, members in plan.items()},
+            ids={split: [rows.ids[row] for row in members] for split, members in plan.items()},
+            attributes=attributes | {"rejected": rejected},
+        )
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}; mend that, or give --out") from None
 
 
 class _Journal:
@@ -167,36 +233,70 @@ class _Journal:
     def __init__(self, path: Path, settings: str) -> None:
         self.path = path
         self._settings = settings
-        self._lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-    def is_open(self) -> bool:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        self.is_open = lines[:1] == [settings]
         """Whether a run with the same settings was interrupted."""
-        return bool(self._lines) and self._lines[0] == self._settings
+        self._results = list(_whole(lines[1:])) if self.is_open else []
+        if self.is_open:
+            # Without the last line of a killed run, to which the next one would be glued.
+            self.start()
+
+    @classmethod
+    @contextmanager
+    def locked(cls, path: Path, settings: str) -> Iterator["_Journal"]:
+        """Open the journal for one run alone; an empty one is not left behind."""
+        try:
+            stream = path.open("a")
+        except OSError as error:
+            raise InputError(f"{path.parent} cannot be written: {error.strerror}") from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{path.with_suffix('')}: another 'aiornot prepare' is at work on it; wait, or "
+                    "give another --out"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                yield cls(path, settings)
+            finally:
+                if path.exists() and not path.stat().st_size:
+                    path.unlink()
+
+    def clear(self) -> None:
+        self._results = []
+        self.path.write_text("")
 
     def start(self) -> None:
-        self._lines = [self._settings]
-        self.path.write_text(self._settings + "\n", encoding="utf-8")
+        """Write the settings, and whatever is known of an interrupted run."""
+        lines = [self._settings, *map(json.dumps, self._results)]
+        self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     def add(self, result: dict[str, Any]) -> None:
-        line = json.dumps(result)
-        self._lines.append(line)
+        self._results.append(result)
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+            stream.write(json.dumps(result) + "\n")
 
-    def _results(self) -> Iterator[dict[str, Any]]:
-        for line in self._lines[1:]:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return  # the last line of a killed run; its block is simply done again
+    def done(self) -> set[tuple[int, int]]:
+        """Return first row and number of rows of every block that is written.
 
-    def done(self) -> set[int]:
-        """Return the first row of every block that is written."""
-        return {result["first"] for result in self._results()}
+        Both, because the same rows may meanwhile have been cut into other blocks.
+        """
+        return {(result["first"], result["count"]) for result in self._results}
 
     def rejected(self) -> dict[int, str]:
         """Return row -> reason of the images that could not be decoded."""
-        return {row: why for result in self._results() for row, why in result["rejected"]}
+        return {row: why for result in self._results for row, why in result["rejected"]}
+
+
+def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # the last line of a killed run; its block is simply done again
 
 
 def _write_images(
@@ -210,24 +310,42 @@ def _write_images(
     targets = _targets(len(rows.ids), plan)
     done = journal.done()
     items = [
-        {**dataclasses.asdict(block), "targets": targets[block.first : block.first + block.count]}
+        {
+            **dataclasses.asdict(block),
+            # Absolute, for a worker may live in another folder.
+            "path": block.path if storage.is_remote(block.path) else os.path.abspath(block.path),
+            "targets": targets[block.first : block.first + block.count],
+        }
         for block in rows.blocks
     ]
     wanted = [item for item in items if (item["targets"][:, 0] >= 0).any()]
     total = sum(len(item["targets"]) for item in wanted)
-    todo = [item for item in wanted if item["first"] not in done]
+    todo = [item for item in wanted if (item["first"], item["count"]) not in done]
     finished = total - sum(len(item["targets"]) for item in todo)
     progress("decoding", finished, total)
     if not todo:
         return
     _quiet_ray_data()
-    write = _BlockWriter(temporary, hdf5.slots(temporary), profile)
+    write = _BlockWriter(temporary.absolute(), hdf5.slots(temporary), profile)
     # One block per task: a task's result is its block's journal line.
     dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(write)
-    for result in dataset.iter_rows():
-        journal.add({"first": int(result["first"]), "rejected": json.loads(result["rejected"])})
-        finished += int(result["count"])
+    for result in _results(dataset):
+        if result["failed"]:
+            raise WorkError(f"{result['failed']}; what is done is kept, the same command goes on")
+        first, count = int(result["first"]), int(result["count"])
+        journal.add({"first": first, "count": count, "rejected": json.loads(result["rejected"])})
+        finished += count
         progress("decoding", finished, total)
+
+
+def _results(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise WorkError(
+            f"Ray stopped: {str(error).strip().splitlines()[-1]}; what is done is kept, the same "
+            "command goes on"
+        ) from error
 
 
 def _quiet_ray_data() -> None:
@@ -257,21 +375,30 @@ class _BlockWriter:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         block = shards.Block(item["path"], item["group"], item["first"], item["count"])
         rejected: list[tuple[int, str]] = []
-        with shards.open_file(block.path) as file:
-            table = file.read_row_group(block.group, columns=["image.bytes"])
+        failed = ""
+        try:
+            rejected = self._write_block(block, np.asarray(item["targets"]).reshape(-1, 2))
+        except (InputError, OSError) as error:
+            failed = str(error)
+        # As text: Ray Data has no column type for a list that is empty in most blocks.
+        result = {"first": block.first, "count": block.count, "failed": failed}
+        return result | {"rejected": json.dumps(rejected)}
+
+    def _write_block(self, block: shards.Block, targets: np.ndarray) -> list[tuple[int, str]]:
+        rejected: list[tuple[int, str]] = []
+        batches = shards.read(block, ["image.bytes"])
+        contents = (data for batch in batches for data in shards.image_bytes(batch))
         descriptor = os.open(self.path, os.O_WRONLY)
         try:
-            targets = np.asarray(item["targets"]).reshape(-1, 2)
-            for row, (data, target) in enumerate(
-                zip(shards.image_bytes(table), targets, strict=True)
-            ):
+            for row, (data, target) in enumerate(zip(contents, targets, strict=True)):
                 reason = self._write(descriptor, data, target)
                 if reason:
                     rejected.append((block.first + row, reason))
+            # The journal will say that these are written: true also after a power cut.
+            os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
-        # As text: Ray Data has no column type for a list that is empty in most blocks.
-        return {"first": block.first, "count": block.count, "rejected": json.dumps(rejected)}
+        return rejected
 
     def _write(self, descriptor: int, data: bytes | None, target: np.ndarray) -> str:
         """Write one image; return why it could not be decoded, else an empty text."""
@@ -288,15 +415,20 @@ class _BlockWriter:
 
 
 def _report_rejected(path: Path, rows: shards.Rows, rejected: dict[int, str]) -> None:
+    """List the rejected rows; ``row`` counts from the first row of its shard."""
     path.unlink(missing_ok=True)
     if not rejected:
         return
+    firsts = [block.first for block in rows.blocks]
+    shard_first: dict[str, int] = {}
+    for block in rows.blocks:
+        shard_first.setdefault(block.path, block.first)
     lines = []
     for row, reason in sorted(rejected.items()):
-        block = next(b for b in rows.blocks if b.first <= row < b.first + b.count)
-        place = {"id": rows.ids[row], "shard": block.path, "row": row, "reason": reason}
-        lines.append(json.dumps(place) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
+        shard = rows.blocks[bisect.bisect_right(firsts, row) - 1].path
+        place = {"id": rows.ids[row], "shard": shard, "row": row - shard_first[shard]}
+        lines.append(json.dumps(place | {"reason": reason}) + "\n")
+    storage.write_text(str(path), "".join(lines))
 
 
 def _check_rejected(
@@ -323,8 +455,16 @@ def _compact(
     attributes: dict[str, Any],
 ) -> Path:
     """Copy to a file without the slots of rejected rows; a contiguous dataset cannot shrink."""
-    smaller = temporary.with_suffix(".compact")
-    _create(smaller, rows, kept, profile, attributes)
+    smaller = temporary.with_suffix(".compact.tmp")
+    rejected = sum(len(members) - len(kept[split]) for split, members in plan.items())
+    try:
+        smaller.unlink(missing_ok=True)
+        _check_space(smaller.parent, kept, profile)
+    except InputError as error:
+        raise WorkError(
+            f"{error}: a second copy, without the {rejected} rejected; the same command goes on"
+        ) from None
+    _create(smaller, rows, kept, profile, attributes, rejected=rejected)
     descriptor = os.open(smaller, os.O_WRONLY)
     try:
         for split, where in hdf5.slots(smaller).items():
@@ -336,8 +476,7 @@ def _compact(
     return smaller
 
 
-def _finish(temporary: Path, path: Path, *, rejected: int) -> None:
-    hdf5.update_attributes(temporary, {"rejected": rejected})
+def _finish(temporary: Path, path: Path) -> None:
     descriptor = os.open(temporary, os.O_RDWR)
     try:
         os.fsync(descriptor)

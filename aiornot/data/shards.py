@@ -18,6 +18,9 @@ from aiornot import storage
 from aiornot.config import InputError
 from aiornot.data.demo import NOTE_KEY
 
+BATCH = 64
+"""Rows read at once. A row group may hold the whole set, and Arrow fails above 2 GiB of images."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -29,6 +32,7 @@ class Rows:
     ids: list[str]
     labels: np.ndarray
     hashes: list[str]
+    """Of the image's bytes; empty where there are none."""
     blocks: list["Block"]
     note: str
     """What the source says of itself, e.g. that it is synthetic; kept wherever scores are kept."""
@@ -57,7 +61,7 @@ def read_rows(source: str, *, progress: Progress = lambda what, done, total: Non
         InputError: As ``prepare``.
     """
     paths = storage.find(source, suffix=".parquet")
-    blocks = _blocks(paths)
+    blocks, note = _blocks(paths)
     total = sum(block.count for block in blocks)
     if total == 0:
         raise InputError(f"{source}: the parquet files hold no rows")
@@ -70,32 +74,39 @@ def read_rows(source: str, *, progress: Progress = lambda what, done, total: Non
             labels += found[1]
             hashes += found[2]
             progress("reading", len(ids), total)
-    return Rows(ids, np.asarray(labels, dtype=np.int64), hashes, blocks, _note(paths[0]))
+    if not any(hashes):
+        raise InputError(
+            f"{source}: column 'image' holds no bytes in any row; write the images into it"
+        )
+    return Rows(ids, np.asarray(labels, dtype=np.int64), hashes, blocks, note)
 
 
-def _blocks(paths: list[str]) -> list[Block]:
+def _blocks(paths: list[str]) -> tuple[list[Block], str]:
+    """Return the row groups of all shards, and their notes, each once."""
     blocks: list[Block] = []
+    notes: list[str] = []
     first = 0
     for path in paths:
         with open_file(path) as file:
-            _check_schema(path, file.schema_arrow)
+            schema = file.schema_arrow
+            _check_schema(path, schema)
+            notes.append((schema.metadata or {}).get(NOTE_KEY, b"").decode())
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 blocks.append(Block(path, group, first, count))
                 first += count
-    return blocks
-
-
-def _note(path: str) -> str:
-    with open_file(path) as file:
-        return str((file.schema_arrow.metadata or {}).get(NOTE_KEY, b"").decode())
+    return blocks, "; ".join(dict.fromkeys(note for note in notes if note))
 
 
 def open_file(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(storage.open_input(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} cannot be read as parquet: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as parquet: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_schema(path: str, schema: pa.Schema) -> None:
@@ -105,8 +116,10 @@ def _check_schema(path: str, schema: pa.Schema) -> None:
                 f"{path}: no column {name!r} (found {', '.join(schema.names)}); expected "
                 "id: string, image: struct<bytes: binary, path: string>, label: 0 or 1"
             )
+    if not _is_text_or_number(kind := schema.field("id").type):
+        raise InputError(f"{path}: column 'id' is {kind}, expected string")
     image = schema.field("image").type
-    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+    if not (pa.types.is_struct(image) and _holds_bytes(image)):
         raise InputError(
             f"{path}: column 'image' is {image}, expected struct<bytes: binary, path: string>"
         )
@@ -114,19 +127,57 @@ def _check_schema(path: str, schema: pa.Schema) -> None:
         raise InputError(f"{path}: column 'label' is {label}, expected whole numbers 0 and 1")
 
 
-def _read_block(block: Block) -> tuple[list[str], list[int], list[str]]:
+def _is_text_or_number(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return pa.types.is_integer(kind) or any(test(kind) for test in tests)
+
+
+def _holds_bytes(image: pa.StructType) -> bool:
+    index = image.get_field_index("bytes")
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return index >= 0 and any(test(image.field(index).type) for test in tests)
+
+
+def read(block: Block, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Read a row group, a few rows at a time.
+
+    Raises:
+        InputError: It is damaged.
+    """
     with open_file(block.path) as file:
-        table = file.read_row_group(block.group, columns=["id", "image.bytes", "label"])
-    labels = table.column("label")
-    if labels.null_count:
-        raise InputError(f"{block.path}, row group {block.group}: a label is missing")
-    ids = [str(value) for value in table.column("id").to_pylist()]
-    hashes = [hashlib.sha256(data or b"").hexdigest() for data in image_bytes(table)]
-    return ids, labels.to_pylist(), hashes
+        try:
+            yield from file.iter_batches(BATCH, row_groups=[block.group], columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            place = f"{block.path}, row group {block.group}"
+            raise InputError(f"{place} cannot be read: {_one_line(error)}") from None
 
 
-def image_bytes(table: pa.Table) -> Iterator[bytes | None]:
-    # Chunk by chunk: combining them overflows 32-bit offsets above 2 GiB (Arrow issue 25822).
-    for chunk in table.column("image").chunks:
-        for value in chunk.field("bytes"):
-            yield value.as_py()
+def _read_block(block: Block) -> tuple[list[str], list[int], list[str]]:
+    ids: list[str] = []
+    labels: list[int] = []
+    hashes: list[str] = []
+    for batch in read(block, ["id", "image.bytes", "label"]):
+        for name in ("id", "label"):
+            if batch.column(name).null_count:
+                raise InputError(f"{block.path}, row group {block.group}: a {name} is missing")
+        ids += _ids(block, batch.column("id"))
+        labels += batch.column("label").to_pylist()
+        hashes += [hashlib.sha256(data).hexdigest() if data else "" for data in image_bytes(batch)]
+    return ids, labels, hashes
+
+
+def _ids(block: Block, column: pa.Array) -> list[str]:
+    try:
+        ids = [str(value) for value in column.to_pylist()]
+    except UnicodeDecodeError:
+        ids = ["\0"]
+    if any("\0" in text for text in ids):  # HDF5 ends a text there
+        raise InputError(f"{block.path}, row group {block.group}: an id is not text")
+    return ids
+
+
+def image_bytes(batch: pa.RecordBatch) -> Iterator[bytes | None]:
+    for value in batch.column("image").field("bytes"):
+        yield value.as_py()
