@@ -152,6 +152,8 @@ def prepare(
     print(f"{summary.path}: {counts}; {summary.rejected} rejected")
     if summary.skipped:
         console.say(f"{summary.path} was finished before, from the same rows and settings")
+    if summary.replaced:
+        console.say(f"{summary.path} was of another source or other settings, and was replaced")
     if summary.conflicts:
         console.say(f"{summary.conflicts} equal images carry different labels")
 

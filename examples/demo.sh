@@ -6,10 +6,7 @@ aiornot demo-data "$here/parquet" --num-files 3
 aiornot prepare "$here/parquet" --out "$here/prepared" --profile reduced --size 64 --limit 2000
 aiornot prepare "$here/parquet" --out "$here/prepared" --profile full --size 64
 aiornot tune demo --data "$here/prepared" --storage "$here/runs"
-aiornot show demo --storage "$here/runs"
-for stage in explore exploit full final; do
-    aiornot show demo $stage --storage "$here/runs"
-done
+aiornot show demo --trials --storage "$here/runs"
 aiornot evaluate "$here/runs/demo/bundle" --data "$here/prepared" --split test
 aiornot predict "$here/runs/demo/bundle" "$here/parquet/images"
 cat <<END

@@ -99,7 +99,10 @@ def prepare(
     rows = shards.read_rows(source, progress=progress)
     # Images that are missing are no duplicates of each other.
     clusters = splits.clusters([text or f"{row}" for row, text in enumerate(rows.hashes)])
-    plan = splits.plan(rows.labels, clusters=clusters, limit=profile.limit, seed=seed)
+    try:
+        plan = splits.plan(rows.labels, clusters=clusters, limit=profile.limit, seed=seed)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     conflicts = len(splits.conflicts(rows.labels, clusters))
     path = out / f"{profile.name}.h5"
     attributes = _attributes(rows, profile, seed=seed)

@@ -1,7 +1,10 @@
 """One trial under Ray: inside a Tune trial's process, or as the workers of a Ray Train run."""
 
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,19 @@ class _Forward(ray.train.UserCallback):  # type: ignore[misc]
         self._queue.put(metrics[0])
 
 
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Make Ctrl-C a KeyboardInterrupt: Ray Train leaves a handler behind that exits with 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
 def train_run(
     job: dict[str, Any],
     *,
@@ -82,7 +98,7 @@ def train_run(
         ray.train.TrainingFailedError: It failed more often than it may.
     """
     resources = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    with tempfile.TemporaryDirectory(prefix="aiornot-train-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="aiornot-train-") as scratch, _own_interrupts():
         TorchTrainer(
             _work,
             train_loop_config=job | {"num_threads": cpus_per_worker},

@@ -160,20 +160,6 @@ class _Key:
     trial_id: str
 
 
-def _in_order(trials: Sequence[Trial]) -> list[tuple[str, dict[str, Any]]]:
-    """Return (trial id, tick) in the order in which the ticks came."""
-    reports = []
-    for trial in trials:
-        latest = 0.0
-        for tick in trial.ticks:
-            # A clock that was set back must not turn the ticks of one trial round: Ray would
-            # record the later one at the lower rung.
-            latest = max(latest, tick["time"])
-            reports.append((latest, trial.id, tick))
-    ordered = sorted(reports, key=lambda report: report[:2])
-    return [(trial_id, tick) for _, trial_id, tick in ordered]
-
-
 class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
     """ASHA over ticks, whose rungs are keyed by the ledger's ids.
 
@@ -193,13 +179,18 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
         )
         self.stopped: set[str] = set()
         """Trials that the replay ends with a stop: the driver died before it was carried out."""
-        for trial_id, tick in _in_order(trials):
+        reports = [(tick["time"], trial.id, tick) for trial in trials for tick in trial.ticks]
+        for _, trial_id, tick in sorted(reports, key=lambda report: report[:2]):
             if self.decide(trial_id, tick) == TrialScheduler.STOP:
                 self.stopped.add(trial_id)
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> str:
         """Record a report at its rung; return STOP where it lies below the cut."""
         tick, score = int(result[TIME_ATTRIBUTE]), float(result[METRIC])
+        rung = dict(self._brackets[0]._rungs).get(tick)
+        # Ray records a report also at a lower rung that was skipped, with a score from later on.
+        if rung is None or trial_id in rung:
+            return str(TrialScheduler.CONTINUE)
         # Ray lets NaN go on, since it is not below any cut. Here it is the worst AUROC there is.
         score = score if math.isfinite(score) else 0.0
         decision = self._brackets[0].on_result(_Key(trial_id), tick, score)

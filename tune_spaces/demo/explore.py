@@ -21,5 +21,5 @@ stage = Stage(
     fixed={"pretrained": False, "batch_size": 32},
     sampler="random",
     data="reduced",
-    budget=Budget(num_trials=12, epochs=4),
+    budget=Budget(num_trials=12, epochs=4, grace_period=4),
 )

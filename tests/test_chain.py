@@ -1,0 +1,269 @@
+"""The main job through the verbs: real parquet, real Ray Data, Tune and Train, real W&B files."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import timm
+from conftest import run_verb
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+EXPLORE = """
+from aiornot.tuning.space import Budget, Stage, choice, loguniform
+
+stage = Stage(
+    name="explore",
+    space={"lr": loguniform(1e-3, 1e-2), "hflip": choice(0.0, 0.5)},
+    fixed={"model": "test_resnet.r160_in1k", "pretrained": False, "batch_size": 8},
+    sampler="random",
+    budget=Budget(num_trials=3, epochs=3, grace_period=4),
+)
+"""
+EXPLOIT = """
+from aiornot.tuning.space import Budget, Stage, narrowed
+from . import explore as parent
+
+stage = Stage(
+    name="exploit",
+    after=parent.stage,
+    space=narrowed(parent.stage.space),
+    fixed=parent.stage.fixed,
+    sampler="tpe",
+    enqueue=1,
+    budget=Budget(num_trials=2, epochs=3, grace_period=4),
+)
+"""
+FINAL = """
+from aiornot.tuning.space import Budget, Stage
+from . import {parent} as parent
+
+stage = Stage(
+    name="final", after=parent.stage, enqueue=1, seeds=(1,), budget=Budget(num_trials=1, epochs=3)
+)
+"""
+
+
+def write_chain(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+def read_trials(root: Path) -> dict[str, dict]:
+    found = (json.loads(path.read_text()) for path in sorted(root.glob("*/trials/*.json")))
+    return {trial["id"]: trial for trial in found}
+
+
+def written(root: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in root.rglob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def walk(ray_cluster, tmp_path_factory) -> SimpleNamespace:
+    """Walk from parquet that ``datasets`` wrote to a bundle, in a folder with relative paths."""
+    home = tmp_path_factory.mktemp("walk")
+    photos = runpy.run_path(str(EXAMPLES / "photos.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("WANDB_MODE", "offline")
+        photos["write"](home / "parquet", num_images=120, seed=0)
+        chain = write_chain(
+            home / "mine", explore=EXPLORE, exploit=EXPLOIT, final=FINAL.format(parent="exploit")
+        )
+        prepared = run_verb(
+            *("prepare", "parquet", "--out", "prepared", "--size", "64", "--geometry", "crop")
+        )
+        tuned = run_verb("tune", "mine", "--data", "prepared")
+    return SimpleNamespace(home=home, chain=chain, prepared=prepared, tuned=tuned)
+
+
+@pytest.fixture
+def at_home(walk, monkeypatch) -> SimpleNamespace:
+    monkeypatch.chdir(walk.home)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return walk
+
+
+def test_the_walk_ends_in_a_bundle_that_plain_timm_loads(walk):
+    assert walk.prepared.code == 0 and "train " in walk.prepared.out
+    assert walk.tuned.code == 0, walk.tuned.err
+    assert walk.tuned.out.strip() == "runs/mine/bundle"
+    model = timm.create_model(f"local-dir:{walk.home}/runs/mine/bundle", pretrained=True)
+    assert model.num_classes == 1
+
+
+def test_every_trial_is_in_the_ledger_once_with_every_tick_once(walk):
+    trials = read_trials(walk.home / "runs/mine")
+    assert sorted(trials) == [
+        *("exploit-000", "exploit-001", "explore-000", "explore-001", "explore-002", "final-000")
+    ]
+    for trial in trials.values():
+        ticks = [tick["tick"] for tick in trial["ticks"]]
+        assert ticks == list(range(1, len(ticks) + 1)) and ticks[-1] in (4, 16)
+        assert trial["state"] == ("finished" if ticks[-1] == 16 else "stopped")
+
+
+def test_the_parents_best_configuration_runs_first_in_the_child(walk):
+    trials = read_trials(walk.home / "runs/mine")
+    assert trials["exploit-000"]["origin"].startswith("from explore-")
+    assert trials["final-000"]["origin"].startswith("from exploit-")
+    assert trials["final-000"]["config"]["seed"] == 1
+
+
+def test_checkpoints_lie_where_the_relative_storage_says(walk):
+    """Workers run in folders of their own: a relative root once put the checkpoints there."""
+    for trial_id, trial in read_trials(walk.home / "runs/mine").items():
+        stage, last = trial_id.split("-")[0], trial["ticks"][-1]
+        home = walk.home / "runs/mine" / stage / "checkpoints" / trial_id
+        kept = {f"tick_{int(last[name]):02d}" for name in ("tick", "best_tick")}
+        assert {folder.name for folder in home.iterdir()} == kept
+
+
+def test_wandb_has_one_offline_run_per_trial_without_an_account(walk):
+    runs = list((walk.home / "runs/mine/wandb/wandb").glob("offline-run-*"))
+    assert len(runs) == 6
+    assert all(list(run.glob("*.wandb"))[0].stat().st_size > 500 for run in runs)
+
+
+def test_tuning_again_runs_nothing(at_home):
+    before = written(at_home.home / "runs/mine")
+    result = run_verb("tune", "mine", "--data", "prepared")
+    assert result.code == 0 and "delivered" in result.err
+    assert written(at_home.home / "runs/mine") == before
+
+
+def test_a_changed_stage_file_is_refused_with_the_difference(at_home):
+    before = written(at_home.home / "runs/mine")
+    text = (at_home.chain / "explore.py").read_text()
+    try:
+        (at_home.chain / "explore.py").write_text(text.replace("1e-2)", "1e-1)"))
+        result = run_verb("tune", "mine", "--data", "prepared")
+    finally:
+        (at_home.chain / "explore.py").write_text(text)
+    assert result.code == 2 and "space.lr" in result.err and "--fresh" in result.err
+    assert written(at_home.home / "runs/mine") == before
+
+
+def test_the_leaderboard_and_the_stages_are_shown_and_are_json(at_home):
+    table = run_verb("show", "mine", "--trials").out
+    assert "explore-002" in table and "final-000" in table
+    rows = json.loads(run_verb("show", "mine", "--json").out)
+    assert [row["stage"] for row in rows] == ["explore", "exploit", "final"]
+    best = json.loads(run_verb("show", "mine", "explore", "--json").out)
+    scores = [row["score"] for row in best if row["state"] == "finished"]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_test_split_is_opened_once_and_then_recorded(at_home):
+    command = ("evaluate", "runs/mine/bundle", "--data", "prepared", "--split", "test")
+    first = json.loads(run_verb(*command, "--json").out)
+    assert first["num_real"] + first["num_generated"] == 24 and first["opened_before"] == 0
+    low, high = first["intervals"]["auroc"]
+    assert low <= first["metrics"]["auroc"] <= high
+    second = run_verb(*command, "--json")
+    assert json.loads(second.out) == first and "recorded" in second.err
+    assert "opened 1 time(s) before" in run_verb(*command, "--again").err
+
+
+def test_images_from_the_source_are_predicted(at_home):
+    rows = pq.read_table("parquet/train-00000-of-00002.parquet").slice(0, 3).to_pylist()
+    for row in rows:
+        Path(f"{row['id']}.img").write_bytes(row["image"]["bytes"])
+    files = [f"{row['id']}.img" for row in rows]
+    result = run_verb("predict", "runs/mine/bundle", *files)
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == 0 and [line["file"] for line in lines] == files
+    assert all(line["label"] in ("real", "generated") for line in lines)
+
+
+def test_a_finished_stage_is_extended_by_the_missing_trials_alone(at_home):
+    before = read_trials(at_home.home / "runs/mine")
+    result = run_verb(
+        "tune", "mine", "--data", "prepared", "--trials", "explore=4", "--only", "explore"
+    )
+    after = read_trials(at_home.home / "runs/mine")
+    assert result.code == 0, result.err
+    assert set(after) - set(before) == {"explore-003"}
+    assert {name: after[name] for name in before} == before
+
+
+def start_tune(home: Path, log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-m", "aiornot", "tune", "mine", "--data", "prepared"]
+    with log.open("wb") as stream:
+        return subprocess.Popen(command, cwd=home, stderr=stream, stdout=stream, env=environment)
+
+
+def wait_for(
+    condition, process: subprocess.Popen[bytes], log: Path, *, seconds: float = 150
+) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(easy, tmp_path_factory) -> Path:
+    """The uninterrupted run that the killed ones are compared with."""
+    home = prepare_home(tmp_path_factory.mktemp("whole") / "home", easy)
+    assert start_tune(home, home / "log").wait() == 0, (home / "log").read_text()
+    return home
+
+
+@pytest.mark.parametrize("stage", ["explore", "final"])
+def test_a_killed_driver_goes_on_where_it_was_and_ends_as_if_never_killed(
+    stage, easy, whole, tmp_path
+):
+    """SIGKILL while Tune trials (explore) or a Ray Train run (final) are under way."""
+    home = prepare_home(tmp_path / "killed", easy)
+    if stage == "final":  # explore is as it was: only its last stage is run and killed
+        shutil.copytree(whole / "runs/mine/explore", home / "runs/mine/explore")
+    log = home / "log"
+
+    def is_halfway() -> bool:
+        trials = read_trials(home / "runs/mine")
+        return any(len(t["ticks"]) in range(3, 14) for i, t in trials.items() if stage in i)
+
+    process = start_tune(home, log)
+    wait_for(is_halfway, process, log)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = read_trials(home / "runs/mine")
+    assert start_tune(home, log).wait() == 0, log.read_text()
+    after = read_trials(home / "runs/mine")
+    for name, trial in before.items():
+        assert after[name]["ticks"][: len(trial["ticks"])] == trial["ticks"]  # none run twice
+    assert "goes on after tick" in log.read_text()
+    # Of the other stage nothing is asked: near ties go to the trial that took fewer seconds.
+    assert results(after, stage) == results(read_trials(whole / "runs/mine"), stage)
+
+
+def results(trials: dict[str, dict], stage: str) -> dict[str, list[float]]:
+    mine = {name: trial["ticks"] for name, trial in trials.items() if name.startswith(stage)}
+    return {name: [tick["val/log_loss"] for tick in ticks] for name, ticks in mine.items()}
+
+
+def prepare_home(home: Path, data: Path) -> Path:
+    # Nothing is stopped, so that the order in which trials report decides nothing.
+    explore = EXPLORE.replace(
+        "num_trials=3, epochs=3, grace_period=4", "num_trials=2, epochs=12, grace_period=16"
+    )
+    final = FINAL.format(parent="explore").replace("epochs=3", "epochs=12")
+    write_chain(home / "mine", explore=explore, final=final)
+    (home / "prepared").mkdir()
+    shutil.copy(data, home / "prepared/full.h5")
+    return home

@@ -1,0 +1,194 @@
+"""The verbs from outside: help, exit codes, one sentence for what the user can mend, no debris."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_verb
+
+from aiornot import cli
+from aiornot.data import demo
+
+VERBS = ("demo-data", "prepare", "train", "tune", "show", "evaluate", "predict")
+QUICK = (
+    *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
+    *("--set", "lr=1e-2", "--set", "batch_size=8", "--set", "epochs=3"),
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, easy) -> Path:
+    """An empty working folder but for a prepared file in ``prepared``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "prepared").mkdir()
+    shutil.copy(easy, tmp_path / "prepared/full.h5")
+    return tmp_path
+
+
+def write_parquet(path: Path, rows: list[dict], **changes: object) -> None:
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    made = [demo.make_image(index, label=index % 2, size=16)[0] for index in range(60)]
+    return [
+        {"id": str(i), "image": {"bytes": content, "path": None}, "label": i % 2}
+        for i, content in enumerate(made)
+    ]
+
+
+def is_one_sentence(text: str) -> bool:
+    lines = [line for line in text.splitlines() if line.startswith("aiornot: ")]
+    return len(lines) == 1 and "Traceback" not in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_one_example(verb):
+    result = run_verb(verb, "--help")
+    assert result.code == 0
+    assert result.out.count("Example: aiornot " + verb) == 1
+
+
+def test_the_verbs_are_those_of_the_readme():
+    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+    assert tuple(names) == VERBS
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert all(f"aiornot {verb}" in readme for verb in VERBS)
+
+
+def test_the_options_are_frozen():
+    """A new hyper-parameter goes into TrainConfig and not onto the command line."""
+    help_text = run_verb("train", "--help").out
+    options = sorted({word for word in help_text.split() if word.startswith("--")})
+    assert options == ["--data", "--device", "--help", "--out", "--profile", "--set", "--wandb"]
+
+
+BAD_SOURCES = {
+    "no such folder": ("nosuch", "no such file or folder"),
+    "no label": ("nolabel", "no column 'label'"),
+    "labels 0/1/2": ("labels012", "2 was found"),
+    "no rows": ("empty", "no rows"),
+    "not parquet": ("text", "cannot be read as parquet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SOURCES)
+def test_a_bad_source_is_one_sentence_and_nothing_is_written(name, here, rows):
+    write_parquet(here / "nolabel/a.parquet", [{k: r[k] for k in ("id", "image")} for r in rows])
+    write_parquet(here / "labels012/a.parquet", [r | {"label": i % 3} for i, r in enumerate(rows)])
+    (here / "empty").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows).slice(0, 0), here / "empty/a.parquet")
+    (here / "text").mkdir()
+    (here / "text/a.parquet").write_text("hello")
+    source, expected = BAD_SOURCES[name]
+    result = run_verb("prepare", source, "--out", "out")
+    assert result.code == 2 and expected in result.err and is_one_sentence(result.err), result.err
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("option", [("--size", "0"), ("--limit", "0"), ("--profile", "big")])
+def test_a_bad_option_of_prepare_writes_nothing(option, here, rows):
+    write_parquet(here / "source/a.parquet", rows)
+    result = run_verb("prepare", "source", "--out", "out", *option)
+    assert result.code == 2 and is_one_sentence(result.err), result.err
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("lr=abc", "expected a number"),
+        ("lrr=1", "did you mean 'lr'"),
+        ("model=resnet1800", "did you mean 'resnet18'"),
+        ("global_pool=mean", "one of avg"),
+        ("epochs=0", "between 1 and"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence_and_nothing_is_written(setting, expected, here):
+    result = run_verb("train", "--data", "prepared", "--out", "run", "--set", setting)
+    assert result.code == 2 and expected in result.err and is_one_sentence(result.err), result.err
+    assert not (here / "run").exists()
+
+
+def test_a_typo_in_a_space_file_names_the_file_and_the_nearest_key(here):
+    stages = Path(__file__).parents[1] / "tune_spaces/demo"
+    shutil.copytree(stages, here / "mine")
+    shutil.copy(here / "prepared/full.h5", here / "prepared/reduced.h5")
+    text = (here / "mine/explore.py").read_text()
+    (here / "mine/explore.py").write_text(text.replace('"weight_decay"', '"weight_decai"'))
+    result = run_verb("tune", "mine", "--data", "prepared")
+    assert result.code == 2 and is_one_sentence(result.err)
+    assert "explore.py" in result.err and "'weight_decay'" in result.err
+    (here / "mine/explore.py").write_text(text.replace("test_resnet.r", "test_resnett.r"))
+    result = run_verb("tune", "mine", "--data", "prepared")
+    assert result.code == 2 and "'explore'" in result.err and "'test_resnet'" in result.err
+    assert not (here / "runs").exists()
+
+
+def test_a_chain_without_its_data_says_how_to_make_it(here):
+    result = run_verb("tune", "demo", "--data", "nowhere")
+    assert result.code == 2 and "aiornot prepare" in result.err
+    assert run_verb("tune", "nosuch", "--data", "prepared").code == 2
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show",),
+        ("show", "nosuch"),
+        ("evaluate", "nosuch"),
+        ("predict", "nosuch", "image.jpg"),
+        ("train", "--data", "prepared", "--device", "gpu7", *QUICK),
+        ("tune", "demo", "--data", "prepared", "--trials", "explore=many"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(arguments, here):
+    result = run_verb(*arguments)
+    assert result.code == 2 and is_one_sentence(result.err), result.err
+
+
+def test_a_train_run_is_shown_evaluated_and_predicts(here):
+    trained = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK)
+    assert trained.code == 0, trained.err
+    assert trained.out.strip() == "runs/easy/bundle" and trained.err.count(" tick ") == 16
+    again = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK)
+    assert again.code == 0 and " tick " not in again.err
+    other = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK, "--set", "seed=1")
+    assert other.code == 2 and "seed" in other.err
+    assert json.loads(run_verb("show", "easy", "--json").out)[0]["state"] == "finished"
+    score = run_verb("evaluate", "runs/easy/bundle", "--data", "prepared/full.h5", "--json")
+    assert json.loads(score.out)["metrics"]["auroc"] > 0.9
+    (here / "broken.jpg").write_text("not an image")
+    failed = run_verb("predict", "runs/easy/bundle", "broken.jpg")
+    assert failed.code == 1 and "error" in json.loads(failed.out)
+
+
+@pytest.mark.timeout(240)
+def test_control_c_leaves_a_run_that_the_same_command_finishes(here):
+    command = [sys.executable, "-m", "aiornot", "train", "--data", "prepared", "--out", "run"]
+    command += [*QUICK, "--set", "epochs=20"]
+    ledger = here / "run/trials/train-000.json"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ}) as process:
+        end = time.monotonic() + 120
+        while not (ledger.exists() and json.loads(ledger.read_text())["ticks"]):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 1 and b"the same command goes on" in said, said
+    assert b"Traceback" not in said
+    before = json.loads(ledger.read_text())["ticks"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert json.loads(ledger.read_text())["ticks"][: len(before)] == before

@@ -1,0 +1,56 @@
+"""Fast 1, explore: random search with early stopping; the number of epochs is not searched.
+
+Asks    Which backbones and what order of learning rate deserve more compute?
+Spends  48 trials on the reduced profile, at most 8 epochs each; ASHA keeps one in four.
+Run     aiornot tune fast --data data/prepared
+Found   -
+"""
+
+from aiornot.tuning.space import Budget, Stage, choice, loguniform, uniform
+
+stage = Stage(
+    name="explore",
+    space={
+        "model": choice(
+            "resnet18.a1_in1k",
+            "resnet50.a1_in1k",
+            "regnety_004.tv2_in1k",
+            "efficientnet_b1.ra4_e3600_r240_in1k",
+            "tf_efficientnetv2_b0.in1k",
+            "convnext_nano.in12k_ft_in1k",
+            "convnext_tiny.fb_in22k",
+        ),
+        "lr": loguniform(1e-5, 1e-2),
+        "weight_decay": loguniform(1e-3, 2e-1),
+        "layer_decay": uniform(0.6, 1.0),
+        "label_smoothing": uniform(0.0, 0.1),
+        "clip_grad": choice(None, 1.0, 5.0),
+        "hflip": choice(0.0, 0.5),
+        "random_resized_crop": choice(False, True),
+        "degrees": uniform(0.0, 30.0),
+        "brightness": uniform(0.0, 0.4),
+        "contrast": uniform(0.0, 0.4),
+        "sharpness": uniform(0.0, 0.6),
+    },
+    fixed={"batch_size": 32, "crop_scale": 0.5},
+    # The notebook's baseline first: whatever is found is compared with it.
+    first=(
+        {
+            "model": "resnet18.a1_in1k",
+            "lr": 1e-3,
+            "weight_decay": 0.03,
+            "layer_decay": 1.0,
+            "label_smoothing": 0.05,
+            "clip_grad": None,
+            "hflip": 0.0,
+            "random_resized_crop": False,
+            "degrees": 0.0,
+            "brightness": 0.0,
+            "contrast": 0.0,
+            "sharpness": 0.0,
+        },
+    ),
+    sampler="random",
+    data="reduced",
+    budget=Budget(num_trials=48, epochs=8),
+)

@@ -1,0 +1,19 @@
+"""Fast 3, full: three candidates on all of the data, each a Ray Train run.
+
+Asks    Which candidate is best at full size?
+Spends  3 trials on the full profile, 16 epochs each; nothing is stopped early.
+Run     aiornot tune fast --data data/prepared
+Found   -
+"""
+
+from aiornot.tuning.space import Budget, Stage
+
+from . import exploit as parent
+
+stage = Stage(
+    name="full",
+    after=parent.stage,
+    data="full",
+    enqueue=3,
+    budget=Budget(num_trials=3, epochs=16),
+)

@@ -1,0 +1,20 @@
+"""Seed 6: the chosen candidate once more, with a second seed.
+
+Asks    Was it the configuration or the seed?
+Spends  1 trial on the full profile.
+Run     aiornot tune seed --data data/prepared
+Found   -
+"""
+
+from aiornot.tuning.space import Budget, Stage
+
+from . import full as parent
+
+stage = Stage(
+    name="final",
+    after=parent.stage,
+    data="full",
+    enqueue=1,
+    seeds=(1,),
+    budget=Budget(num_trials=1),
+)
