@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: help demo photos test test-all lint types clean
+.PHONY: help demo photos test test-all lint types bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ lint: $(READY)  ## Style
 
 types: $(READY)  ## Types
 	$(BIN)/mypy
+
+bench: $(READY)  ## Our way against the notebook's, printed as tables
+	$(BIN)/python benchmarks/loader.py --size 256
+	$(BIN)/python benchmarks/loader.py --size 512
 
 clean:  ## Remove the environment and what make demo made
 	rm -rf $(VENV) $(DEMO)

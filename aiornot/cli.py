@@ -265,9 +265,9 @@ def tune(
     from aiornot.delivery import bundle
     from aiornot.storage import is_remote, join
     from aiornot.training import checkpoints, track
-    from aiornot.tuning import ray_chain, space
+    from aiornot.tuning import ray_chain, stages
 
-    folder = space.find_chain(chain)
+    folder = stages.find_chain(chain)
     root = join(storage, folder.name)
     local = Path("runs") / folder.name if is_remote(root) else Path(root)
     options = ray_chain.Options(

@@ -27,6 +27,7 @@ from PIL import Image
 from aiornot import ray_session
 from aiornot.config import InputError, WorkError
 from aiornot.data import demo, hdf5, ray_prepare, shards, splits
+from aiornot.data.journal import Journal
 from aiornot.data.ray_prepare import Profile, Summary, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -481,7 +482,7 @@ def test_two_runs_do_not_write_one_file(source, out):
     """The second would lay its file over the first one's."""
     out.mkdir()
     with (
-        ray_prepare._Journal.locked(out / "tiny.h5.journal", "other"),
+        Journal.locked(out / "tiny.h5.journal", "other"),
         pytest.raises(InputError, match=r"tiny\.h5: another 'aiornot prepare' is at work on it"),
     ):
         prepare(source, out, PROFILE)

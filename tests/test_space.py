@@ -12,15 +12,13 @@ from aiornot.tuning.space import (
     Stage,
     choice,
     configure,
-    find_chain,
-    lineage,
-    load_chain,
     loguniform,
     narrowed,
     randint,
     stage_to_dict,
     uniform,
 )
+from aiornot.tuning.stages import find_chain, lineage, load_chain
 
 IMPORT = "from aiornot.tuning.space import Budget, Stage, choice, loguniform, narrowed, uniform\n"
 

@@ -21,14 +21,13 @@ from aiornot.tuning.space import (
     Stage,
     choice,
     configure,
-    find_chain,
-    load_chain,
     loguniform,
     original,
     randint,
     stage_to_dict,
     uniform,
 )
+from aiornot.tuning.stages import find_chain, load_chain
 
 FOLDER = Path(__file__).resolve().parents[1] / "tune_spaces"
 CHAINS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and any(path.glob("*.py")))

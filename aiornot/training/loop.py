@@ -185,10 +185,15 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.precision == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if _has_bf16() else torch.float16
     if config.precision == "fp16" and device.type != "cuda":
         raise InputError("precision='fp16' needs a GPU; use auto, fp32 or bf16 here")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
+
+
+def _has_bf16() -> bool:
+    # Emulated on a T4 it "is supported", and slower than fp32.
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def rank() -> int:

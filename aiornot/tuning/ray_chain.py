@@ -18,7 +18,8 @@ from aiornot.tuning import ray_runs, ray_tuner
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Ledger, Observer, Trial
 from aiornot.tuning.record import Record
-from aiornot.tuning.space import Stage, load_chain, models
+from aiornot.tuning.space import Stage, models
+from aiornot.tuning.stages import load_chain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
