@@ -210,7 +210,8 @@ def train(
         job.run(trial.config, data=path, device=place, root=root, tell=tell)
         ledger.end(trial)
         tracker.end(run_id, {"state": trial.state, "score": trial.score})
-    tracker.close()
+    if hint := tracker.close():
+        console.say(hint)
     if trial.state != "finished":
         raise WorkError(f"{out}: the trial {trial.state}: {trial.reason}")
     best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
@@ -267,6 +268,7 @@ def tune(
     from aiornot.training import checkpoints, track
     from aiornot.tuning import ray_chain, stages
 
+    track.resolve_mode(wandb)
     folder = stages.find_chain(chain)
     root = join(storage, folder.name)
     local = Path("runs") / folder.name if is_remote(root) else Path(root)

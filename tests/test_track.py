@@ -14,6 +14,7 @@ import types
 
 import pytest
 
+from aiornot.config import InputError
 from aiornot.training import track
 from aiornot.training.track import Tracker, resolve_mode
 
@@ -110,6 +111,19 @@ def start(tracker, run_id, ticks=()):
         ticks=ticks,
     )
     return config
+
+
+def test_an_offline_run_says_how_to_send_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = track.Tracker("project", tmp_path)
+    tracker.start("a-1", name="a", group="g", tags=[], config={})
+    tracker.tick("a-1", {"tick": 1, "score": 0.5})
+    assert tracker.close() == (
+        f"W&B ran offline; to send its runs: wandb sync {tmp_path}/wandb/offline-run-*"
+    )
+    assert track.Tracker("project", tmp_path, mode="off").close() == ""
+    with pytest.raises(InputError, match="use auto or off"):
+        track.resolve_mode("online")
 
 
 def test_two_trials_side_by_side_are_written_whole(tmp_path, monkeypatch):

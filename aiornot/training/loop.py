@@ -193,7 +193,7 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 def _has_bf16() -> bool:
     # Emulated on a T4 it "is supported", and slower than fp32.
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def rank() -> int:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from aiornot.config import InputError
+
 Metrics = Mapping[str, Any]
 
 CLOSE_SECONDS = 60.0
@@ -70,11 +72,14 @@ class Tracker:
         values = dict(summary)
         self._put(lambda: self._finish(run_id, values))
 
-    def close(self) -> None:
-        """Write what is left; give up after a minute."""
+    def close(self) -> str:
+        """Write what is left, giving up after a minute; say how offline runs are sent."""
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join(CLOSE_SECONDS)
+        if self.mode != "offline" or not any(self._folder.glob("wandb/offline-run-*")):
+            return ""
+        return f"W&B ran offline; to send its runs: wandb sync {self._folder}/wandb/offline-run-*"
 
     def _put(self, job: Callable[[], None]) -> None:
         if self.mode != "off" and not self._broken:
@@ -125,7 +130,13 @@ def _log(run: Any, metrics: dict[str, Any]) -> None:
 
 
 def resolve_mode(mode: str) -> str:
-    """Return ``online``, ``offline`` or ``off``."""
+    """Return ``online``, ``offline`` or ``off``.
+
+    Raises:
+        InputError: The mode is neither auto nor off.
+    """
+    if mode not in ("auto", "off"):
+        raise InputError(f"--wandb {mode}: use auto or off; WANDB_MODE chooses online or offline")
     if mode == "off" or importlib.util.find_spec("wandb") is None:
         return "off"
     chosen = os.environ.get("WANDB_MODE", "")

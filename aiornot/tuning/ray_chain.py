@@ -162,8 +162,8 @@ def _run_stages(stages: Sequence[Stage], options: Options) -> None:
                 else:
                     _run_stage(stage, options, tracker)
     finally:
-        if tracker is not None:
-            tracker.close()
+        if tracker is not None and (hint := tracker.close()):
+            options.say(hint)
 
 
 def _run_stage(stage: Stage, options: Options, tracker: track.Tracker | None) -> None:

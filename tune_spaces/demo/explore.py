@@ -3,7 +3,7 @@
 Asks    Which tiny model, and what order of learning rate, learns the trace at all?
 Spends  12 trials on the reduced profile, at most 4 epochs each; ASHA keeps one in four.
 Run     aiornot tune demo --data demo/prepared
-Found   -
+Found   2026-11-22: test_resnet, lr .002 to .011: .895 to .900; test_byobnet stays below .62.
 """
 
 from aiornot.tuning.space import Budget, Stage, choice, loguniform, uniform

@@ -3,7 +3,7 @@
 Asks    Was it the configuration or the seed?
 Spends  1 trial on the full profile, 5 epochs.
 Run     aiornot tune demo --data demo/prepared
-Found   -
+Found   2026-11-22: seed 1 gives val .932, test .918 [.898, .937]; seed 0 gave val .896.
 """
 
 from aiornot.tuning.space import Budget, Stage

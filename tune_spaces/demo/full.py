@@ -3,7 +3,7 @@
 Asks    Which candidate is better once it sees everything?
 Spends  2 trials on the full profile, 5 epochs each; nothing is stopped early.
 Run     aiornot tune demo --data demo/prepared
-Found   -
+Found   2026-11-22: .896 and .902, within one standard error (.016).
 """
 
 from aiornot.tuning.space import Budget, Stage
