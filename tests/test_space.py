@@ -1,6 +1,8 @@
 """Stage files: what is loaded, what is refused and with which words, and what a stage trains."""
 
 import json
+import os
+import sys
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -95,6 +97,18 @@ def test_two_folders_of_one_name_do_not_meet(tmp_path):
     )
     spaces = [load_chain(folder)[-1].space["lr"].original for folder in (one, other, one)]
     assert [space.high for space in spaces] == [1e-2, 1e-3, 1e-2]
+
+
+def test_an_edit_within_one_second_is_seen(tmp_path, monkeypatch):
+    """Python's cached bytecode is trusted by second and size: it once served the older file."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    folder = write_chain(tmp_path / "mine", explore=EXPLORE)
+    for text in (EXPLORE, EXPLORE.replace("1e-2)", "1e-1)"), EXPLORE):
+        (folder / "explore.py").write_text(text, encoding="utf-8")
+        os.utime(folder / "explore.py", (1_700_000_000, 1_700_000_000))
+        high = load_chain(folder)[0].space["lr"].high
+        assert high == (1e-1 if "1e-1)" in text else 1e-2)
+    assert [path.name for path in folder.iterdir()] == ["explore.py"]
 
 
 def test_a_chain_is_found_by_name_or_by_folder(tmp_path):

@@ -8,6 +8,8 @@ import importlib
 import itertools
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -48,7 +50,8 @@ def load_chain(folder: Path) -> list[Stage]:
     """
     _check_files(folder)
     package = _load_package(folder)
-    stages = [_load_stage(package.__name__, path) for path in sorted(folder.glob("[!_]*.py"))]
+    with _no_bytecode():
+        stages = [_load_stage(package.__name__, path) for path in sorted(folder.glob("[!_]*.py"))]
     parents = {id(stage.after) for stage in stages}
     leaves = [stage for stage in stages if id(stage) not in parents]
     if len(leaves) != 1:
@@ -74,6 +77,19 @@ def _load_package(folder: Path) -> ModuleType:
     module.__path__ = [str(folder)]
     sys.modules[name] = module
     return module
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Write no ``__pycache__``: it is trusted by second and size, so a quick edit would be missed.
+
+    ``lr`` up to 1e-2 and then 1e-1 within one second is such an edit.
+    """
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _load_stage(package: str, path: Path) -> Stage:
