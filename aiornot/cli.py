@@ -232,12 +232,16 @@ def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
         params = {"data": data_settings, "run": uuid.uuid4().hex[:8]}
         return Trial(id="train-000", number=0, params=params, config=config.to_dict())
     trial = found[0]
-    changes = [key for key, value in config.to_dict().items() if trial.config.get(key) != value]
+    changes = [
+        f"{key} was {trial.config.get(key)!r}, is {value!r}"
+        for key, value in config.to_dict().items()
+        if trial.config.get(key) != value
+    ]
     if trial.params["data"] != data_settings:
-        changes.append("the data")
+        changes.append("the data is another")
     if changes:
         raise InputError(
-            f"{ledger.root} holds a run with other values of {', '.join(changes)}; "
+            f"{ledger.root} holds another run: {'; '.join(changes)}; "
             "give the same command to resume it, or another --out"
         )
     return trial
@@ -250,7 +254,7 @@ def tune(
         "data/prepared"
     ),
     storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://...")] = "runs",
-    workers: Annotated[int, typer.Option(help="Workers of each Ray Train run (DDP).")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of each Ray Train run (DDP).")] = 1,
     trials: Annotated[
         list[str] | None, typer.Option(help="STAGE=N: more trials than the file says.")
     ] = None,
@@ -350,7 +354,9 @@ def show(
         console.print_json(tables[0][2] if len(tables) == 1 else {t[0]: t[2] for t in tables})
         return
     for title, columns, rows in tables:
-        console.print_table(title, columns, [board.texts(row, columns) for row in rows])
+        caption = board.shared(rows) if rows and "config" in rows[0] else ""
+        cells = [board.texts(row, columns) for row in rows]
+        console.print_table(title, columns, cells, caption=caption)
 
 
 @app.command()

@@ -35,11 +35,16 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
+) -> None:
     """Print a table on stdout; its first column is text, the others are aligned right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        # In a narrow terminal the last columns shrink, and never a name or a score.
+        cells = [len(row[number]) for row in rows] if number < 4 else []
+        width = max([len(column), *cells]) if number < 4 else None
+        table.add_column(column, justify="right" if number else "left", min_width=width)
     for row in rows:
         table.add_row(*row)
     # A pipe has no width, and rich would squeeze the table into 80 columns.

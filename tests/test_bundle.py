@@ -201,6 +201,22 @@ def test_data_that_cannot_be_scored_fairly_does_not_open_the_test_split(copy, tm
     assert evaluate.open_split(copy, "test") == 0
 
 
+def test_a_reduced_file_of_the_same_splits_may_be_scored(tmp_path):
+    """A limit leaves rows out and moves none: nothing that was trained on is in its test split."""
+    full = json.dumps({"name": "full", "limit": None, "seed": 0})
+    data = prepare(tmp_path / "full.h5", settings=full)
+    checkpoint = train(TrainConfig.from_dict(RESNET), data=data, out=tmp_path / "checkpoint")
+    folder = bundle.write(checkpoint, tmp_path / "bundle", data=data, device=CPU, lineage={})
+    for name, seed, fair in (("reduced", 0, True), ("reduced", 1, False)):
+        settings = json.dumps({"name": name, "limit": 50, "seed": seed})
+        other = prepare(tmp_path / f"{name}-{seed}.h5", settings=settings)
+        if fair:
+            assert bundle.evaluate_split(folder, data=other, split="test", device=CPU)["metrics"]
+        else:
+            with pytest.raises(InputError, match="another way"):
+                bundle.evaluate_split(folder, data=other, split="test", device=CPU)
+
+
 def test_other_images_may_be_scored_and_their_note_is_kept(copy, tmp_path):
     other = prepare(tmp_path / "other.h5", seed=7, source_note="synthetic")
     found = bundle.evaluate_split(copy, data=other, split="test", device=CPU)

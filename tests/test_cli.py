@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_verb
 
-from aiornot import cli
+from aiornot import cli, console
 from aiornot.data import demo
 
 VERBS = ("demo-data", "prepare", "train", "tune", "show", "evaluate", "predict")
@@ -152,11 +152,27 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("predict", "nosuch", "image.jpg"),
         ("train", "--data", "prepared", "--device", "gpu7", *QUICK),
         ("tune", "demo", "--data", "prepared", "--trials", "explore=many"),
+        ("tune", "demo", "--data", "prepared", "--wandb", "maybe"),
     ],
 )
 def test_what_is_not_there_is_one_sentence(arguments, here):
     result = run_verb(*arguments)
     assert result.code == 2 and is_one_sentence(result.err), result.err
+
+
+def test_fewer_than_one_worker_is_refused_before_any_work(here):
+    result = run_verb("tune", "demo", "--data", "prepared", "--workers", "0")
+    assert result.code == 2 and not (here / "runs").exists()
+
+
+def test_a_narrow_terminal_shortens_no_name_and_no_score(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    columns = ["trial", "state", "tick", "score", "origin", "model"]
+    row = ["explore-004", "finished", "16", "0.8998", "from explore-000", "test_resnet.r160_in1k"]
+    console.print_table("demo", columns, [row])
+    shown = capsys.readouterr().out
+    assert "explore-004" in shown and "0.8998" in shown and "test_resnet.r160_in1k" not in shown
 
 
 def test_a_train_run_is_shown_evaluated_and_predicts(here):
@@ -166,7 +182,7 @@ def test_a_train_run_is_shown_evaluated_and_predicts(here):
     again = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK)
     assert again.code == 0 and " tick " not in again.err
     other = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK, "--set", "seed=1")
-    assert other.code == 2 and "seed" in other.err
+    assert other.code == 2 and "seed was 0, is 1" in other.err
     assert json.loads(run_verb("show", "easy", "--json").out)[0]["state"] == "finished"
     score = run_verb("evaluate", "runs/easy/bundle", "--data", "prepared/full.h5", "--json")
     assert json.loads(score.out)["metrics"]["auroc"] > 0.9

@@ -237,6 +237,18 @@ def test_a_stage_without_a_sampler_repeats_the_parents_best(data, parent):
     assert follow(final, data, record, repeated)["selected"] == ["explore-004"]
 
 
+def test_a_choice_that_is_not_the_best_score_says_why(data, parent):
+    trials = made_up(EXPLORE, 8)
+    by_score = sorted((t for t in trials if t.state == "finished"), key=lambda t: -t.score)
+    by_score[1].ticks[-1]["score"] = by_score[0].score - 1e-6  # a near tie, with a smaller gap
+    for trial, train_auroc in ((by_score[0], 0.99), (by_score[1], 0.6)):
+        trial.ticks[-1] |= {"train/auroc": train_auroc, "val/auroc": 0.6}
+    stage = child(name="full", space={}, sampler=None, enqueue=1)
+    record = follow(stage, data, parent, trials)
+    assert record["selected"] == [by_score[1].id]
+    assert len(record["warnings"]) == 1 and by_score[0].id in record["warnings"][0]
+
+
 def test_fewer_candidates_than_asked_for_are_fewer_trials(data, parent):
     stage = child(name="full", space={}, sampler=None, enqueue=6)
     assert follow(stage, data, parent, made_up(EXPLORE, 3))["num_trials"] == 3

@@ -111,6 +111,12 @@ def test_an_edit_within_one_second_is_seen(tmp_path, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["explore.py"]
 
 
+def test_a_space_that_is_no_space_names_the_parameter(tmp_path):
+    text = EXPLORE.replace("loguniform(1e-4, 1e-2)", "(1e-4, 1e-2)")
+    said = refusal(write_chain(tmp_path / "mine", explore=text))
+    assert "lr is (0.0001, 0.01)" in said and "loguniform(low, high)" in said
+
+
 def test_a_chain_is_found_by_name_or_by_folder(tmp_path):
     assert find_chain("demo").name == "demo"
     folder = write_chain(tmp_path / "mine", explore=EXPLORE)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiornot import storage
-from aiornot.config import TICKS, InputError
+from aiornot.config import TICKS, InputError, TrainConfig
 from aiornot.tuning import select
 from aiornot.tuning.ledger import Ledger, Trial
 
@@ -25,7 +25,10 @@ def runs(root: str) -> list[Row]:
     names = [path.rsplit("/", 1)[-1] for path in storage.list_folders(root)]
     rows = [_run_row(root, name) for name in names if _ledgers(root, name)]
     if not rows:
-        raise InputError(f"{root}: no runs there; 'aiornot tune' and 'aiornot train' make them")
+        raise InputError(
+            f"{root}: no runs there; 'aiornot tune' and 'aiornot train' make them, "
+            "--storage names another folder"
+        )
     return rows
 
 
@@ -165,3 +168,13 @@ def varied(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the hyper-parameters in which the trials of a board differ."""
     names = sorted({name for row in rows for name in row["config"]})
     return tuple(name for name in names if len({str(row["config"].get(name)) for row in rows}) > 1)
+
+
+def shared(rows: Sequence[Row]) -> str:
+    """Return what all trials of a board have in common and is not TrainConfig's default."""
+    if not rows:
+        return ""
+    default, differ = TrainConfig().to_dict(), varied(rows)
+    common = {key: value for key, value in rows[0]["config"].items() if key not in differ}
+    parts = [f"{key}={_text(key, v)}" for key, v in common.items() if v != default.get(key)]
+    return f"all: {', '.join(parts)}" if parts else ""

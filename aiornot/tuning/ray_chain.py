@@ -156,6 +156,7 @@ def _run_stages(stages: Sequence[Stage], options: Options) -> None:
     tracker = options.make_tracker() if options.make_tracker else None
     try:
         with ray_session.connected():
+            _check_workers(options.num_workers)
             for stage in stages:
                 if _is_finished(stage, options):
                     options.say(f"{stage.name}: finished before")
@@ -164,6 +165,13 @@ def _run_stages(stages: Sequence[Stage], options: Options) -> None:
     finally:
         if tracker is not None and (hint := tracker.close()):
             options.say(hint)
+
+
+def _check_workers(num_workers: int) -> None:
+    """Refuse more workers than there are GPUs, or cores where there is no GPU: a run would wait."""
+    total = ray_tuner.num_devices()
+    if num_workers > total:
+        raise InputError(f"--workers {num_workers}: this Ray has room for {total} at most")
 
 
 def _run_stage(stage: Stage, options: Options, tracker: track.Tracker | None) -> None:

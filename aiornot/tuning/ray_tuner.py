@@ -87,6 +87,12 @@ def shares(num_workers: int = 1) -> tuple[dict[str, float], int]:
     return {"CPU": 1.0}, max(1, cpus // num_workers)
 
 
+def num_devices() -> int:
+    """Return how many workers the cluster holds: its GPUs, or its cores where it has none."""
+    total = ray.cluster_resources()
+    return int(total.get("GPU", 0)) or int(total.get("CPU", 1))
+
+
 class _Driver(ray.tune.Callback):  # type: ignore[misc]
     """Carries what Tune reports into the ledger, and the ledger's ends to the searcher."""
 

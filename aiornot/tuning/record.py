@@ -107,7 +107,7 @@ def begin(
         return record | {
             "selected": [trial.id for trial in chosen],
             "num_trials": len(chosen) * len(stage.seeds),
-            "warnings": [],
+            "warnings": _why(chosen, parent_trials),
         }
     return record | _from_parent(stage, parent, parent_trials, chosen)
 
@@ -121,6 +121,18 @@ def choose(stage: Stage, parent: Record, trials: Sequence[Trial]) -> list[Trial]
     rungs = select.rungs(stage.after.budget)
     # One at least: what a stage neither searches nor fixes is taken from the parent's best.
     return select.candidates(trials, max(1, stage.enqueue), rungs=rungs, **counts)
+
+
+def _why(chosen: Sequence[Trial], trials: Sequence[Trial]) -> list[str]:
+    """Say so where the best score is not what goes on."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    best = max(finished, key=lambda trial: trial.score, default=None)
+    if best is None or not chosen or chosen[0].id == best.id:
+        return []
+    return [
+        f"{chosen[0].id} (score {chosen[0].score:.4f}) goes first though {best.id} has "
+        f"{best.score:.4f}: within one standard error the smaller train-val gap wins"
+    ]
 
 
 def _from_file(stage: Stage) -> Record:

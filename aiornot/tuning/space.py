@@ -154,6 +154,12 @@ class Stage:
             raise InputError("seeds=() must hold at least one seed")
 
     def _check_keys(self) -> None:
+        for name, domain in self.space.items():
+            if not isinstance(domain, BaseDistribution | Narrowed):
+                raise InputError(
+                    f"space: {name} is {domain!r}, write choice(...), uniform(low, high), "
+                    "loguniform(low, high) or randint(low, high)"
+                )
         known = [field.name for field in dataclasses.fields(TrainConfig)]
         elsewhere = {"train_fraction": "budget=Budget(train_fraction=...)", "seed": "seeds="}
         if self.budget.epochs is not None:
