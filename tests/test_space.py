@@ -274,10 +274,8 @@ def test_a_stage_that_cannot_run_is_refused_when_it_is_made(changes, words):
 
 
 def test_a_stage_searches_or_trains_what_its_parent_found():
-    assert make().searches() and not make().uses_ray_train()
-    assert make(trainer="ray_train").uses_ray_train()
-    full = make(sampler=None, space={}, after=PARENT, enqueue=2)
-    assert not full.searches() and full.uses_ray_train()
+    assert make().searches()
+    assert not make(sampler=None, space={}, after=PARENT, enqueue=2).searches()
 
 
 @pytest.mark.parametrize(
@@ -397,7 +395,6 @@ def test_every_field_of_a_stage_is_in_its_meaning():
         "enqueue": 2,
         "first": ({"lr": 1e-3},),
         "seeds": (1,),
-        "trainer": "ray_train",
     }
     assert set(changes) == set(stage_to_dict(whole))
     kept = {name: getattr(whole, name) for name in changes}

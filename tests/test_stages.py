@@ -52,7 +52,7 @@ def test_a_chain_ends_with_full_size_and_a_second_seed(chain):
     assert first.after is None and first.searches()
     assert (full.name, final.name) == ("full", "final")
     for stage in (full, final):
-        assert not stage.searches() and stage.uses_ray_train() and stage.data == "full"
+        assert not stage.searches() and stage.data == "full"
     assert final.enqueue == 1 and not set(final.seeds) & set(full.seeds)
     assert final.budget.epochs == full.budget.epochs
     assert all(stage.data == "reduced" for stage in stages[:-2])

@@ -125,8 +125,6 @@ class Stage:
     first: tuple[Mapping[str, Value], ...] = ()
     """Known good points to try before anything is drawn."""
     seeds: tuple[int, ...] = (0,)
-    trainer: Literal["auto", "ray_train"] = "auto"
-    """auto: one worker trains inside the Tune trial. ray_train: always a Ray Train run."""
 
     def __post_init__(self) -> None:
         try:
@@ -202,10 +200,8 @@ class Stage:
                     raise InputError(f"first: {name}={value!r} is not in its range")
 
     def searches(self) -> bool:
+        """Whether its trials train inside Tune; else each is a Ray Train run."""
         return self.sampler is not None
-
-    def uses_ray_train(self) -> bool:
-        return self.trainer == "ray_train" or not self.searches()
 
 
 def original(domain: Distribution | Narrowed) -> Distribution:
@@ -294,5 +290,4 @@ def stage_to_dict(stage: Stage) -> dict[str, Any]:
         "enqueue": stage.enqueue,
         "first": [dict(sorted(point.items())) for point in stage.first],
         "seeds": list(stage.seeds),
-        "trainer": stage.trainer,
     }
