@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from aiornot.data import demo, synthesis
+from aiornot.data import demo, splits, synthesis
 
 SIZE = 512
 TILE = 640
@@ -89,26 +89,44 @@ def encode(rng: np.random.Generator, pixels: NDArray[np.uint8], *, suffix: str) 
 
 
 def make_rows(*, num_images: int, seed: int) -> list[dict[str, object]]:
-    """Make rows in random order, in pairs of real and generated with one tile and one format.
+    """Make rows in random order; no tile is in two of the splits that ``prepare`` will make.
 
-    Each tile serves both classes: were the tiles shared out, the sky of a photograph would tell the
-    class, and any split would leak it. The two of a pair have their own crop, flip, brightness and
-    noise, so that a pair across two splits is no leak either: what they share is not the class.
+    The splits follow from the labels alone, so each split can be given tiles of its own. Within a
+    split each tile serves both classes: were they shared out, the sky of a photograph would tell
+    the class. Every row has its own crop, flip, brightness and noise.
     """
-    tiles = load_tiles()
+    order = np.random.default_rng([seed, 2]).permutation(num_images)
+    labels = order % 2
+    tiles = _share_tiles(load_tiles(), seed=seed)
+    rows: dict[int, dict[str, object]] = {}
+    made = [0, 0]
+    for split, members in splits.plan(labels).items():
+        turns = [0, 0]
+        for row in sorted(int(member) for member in members):
+            label, index = int(labels[row]), int(order[row])
+            suffix = ("jpg", "png")[made[label] % 2]
+            number, tile = tiles[split][turns[label] % len(tiles[split])]
+            made[label], turns[label] = made[label] + 1, turns[label] + 1
+            rng = np.random.default_rng([seed, 1, index])
+            content = encode(rng, make_image(rng, tile, label=label), suffix=suffix)
+            name = f"photo-{seed}-{index:05d}"
+            image = {"bytes": content, "path": f"{name}-tile-{number:02d}.{suffix}"}
+            rows[row] = {"id": name, "image": image, "label": label}
+    return [rows[row] for row in range(num_images)]
+
+
+def _share_tiles(
+    tiles: list[NDArray[np.uint8]], *, seed: int
+) -> dict[str, list[tuple[int, NDArray[np.uint8]]]]:
+    """Deal the numbered tiles to the splits, about as the images are dealt: 70, 10 and 20 %."""
     order = np.random.default_rng([seed, 0]).permutation(len(tiles))
-    rows: list[dict[str, object]] = []
-    for index in range(num_images):
-        rng = np.random.default_rng([seed, 1, index])
-        pair, label = divmod(index, 2)
-        lap, place = divmod(pair, len(tiles))
-        suffix = ("jpg", "png")[(pair + lap) % 2]
-        pixels = make_image(rng, tiles[order[place]], label=label)
-        name = f"photo-{seed}-{index:05d}"
-        image = {"bytes": encode(rng, pixels, suffix=suffix), "path": f"{name}.{suffix}"}
-        rows.append({"id": name, "image": image, "label": label})
-    shuffled = np.random.default_rng([seed, 2]).permutation(num_images)
-    return [rows[index] for index in shuffled]
+    dealt = [(int(number), tiles[number]) for number in order]
+    num_val, num_test = max(1, len(tiles) // 10), max(1, len(tiles) // 5)
+    return {
+        "val": dealt[:num_val],
+        "test": dealt[num_val : num_val + num_test],
+        "train": dealt[num_val + num_test :],
+    }
 
 
 def write(out: Path, *, num_images: int, seed: int) -> list[Path]:
