@@ -182,7 +182,7 @@ def train(
     from aiornot.tuning.ledger import Ledger
 
     config = TrainConfig.from_settings(settings or [])
-    path = data if data.is_file() else data / f"{profile}.h5"
+    path = _prepared(data, profile)
     attributes = hdf5.attributes(path)
     model.check(config, size=int(attributes["size"]))
     place = _device(device)
@@ -381,7 +381,7 @@ def evaluate(
     from aiornot.delivery import manifest
 
     profile = manifest.read(bundle)["data"]["profile"]
-    path = data if data.is_file() else data / f"{profile}.h5"
+    path = _prepared(data, profile)
     result = None if again else evaluating.recorded(bundle, data=path, split=split)
     if result is not None:
         console.say(f"recorded at {result['time']}; --again scores it once more")
@@ -429,6 +429,11 @@ def predict(
         print(json.dumps(prediction.to_dict()), flush=True)
     if failed:
         raise WorkError(f"{failed} file(s) could not be read; their lines say why")
+
+
+def _prepared(data: Path, profile: str) -> Path:
+    """Return the prepared file that ``--data`` means: itself, or the profile's in a folder."""
+    return data if data.is_file() else data / f"{profile}.h5"
 
 
 def _device(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The bundle: a folder that holds a delivered model and all that is needed to use it, no pickle.
 
-``aiornot deliver CHECKPOINT --out models/detector`` writes one. The weights load in plain timm too:
-``timm.create_model("local-dir:models/detector", pretrained=True)``.
+``aiornot tune`` and ``aiornot train`` end with one. The weights load in plain timm too:
+``timm.create_model("local-dir:runs/fast/bundle", pretrained=True)``.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
 from aiornot.training import job as training
-
-Tell = Callable[[dict[str, float]], None]
+from aiornot.training.job import Tell
 
 
 def train_in_process(job: dict[str, Any], *, num_threads: int, tell: Tell) -> None:

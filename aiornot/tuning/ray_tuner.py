@@ -51,7 +51,7 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path) -> None:
 def _fit(
     name: str, num_samples: int, suggestions: Suggestions, scheduler: Rungs, driver: "_Driver"
 ) -> None:
-    share, concurrent = shares()
+    share = _share()
     num_threads = int(share["CPU"])
 
     def train_one(config: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def _fit(
             ray.tune.with_resources(train_one, share),
             tune_config=ray.tune.TuneConfig(
                 num_samples=num_samples,
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=num_devices(),
                 search_alg=suggestions,
                 scheduler=scheduler,
                 reuse_actors=True,  # .1 s per further trial instead of a new process
@@ -78,13 +78,11 @@ def _fit(
         ).fit()
 
 
-def shares(num_workers: int = 1) -> tuple[dict[str, float], int]:
-    """Return the resources of one worker, and how many runs of so many workers fit at once."""
+def _share() -> dict[str, float]:
+    """Return the resources of one trial: a GPU with its share of the cores, or one core."""
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-    if gpus:
-        return {"CPU": float(max(1, cpus // gpus)), "GPU": 1.0}, max(1, gpus // num_workers)
-    return {"CPU": 1.0}, max(1, cpus // num_workers)
+    return {"CPU": float(max(1, cpus // gpus)), "GPU": 1.0} if gpus else {"CPU": 1.0}
 
 
 def num_devices() -> int:

@@ -259,8 +259,7 @@ def models(stage: Stage) -> list[TrainConfig]:
     """Return a configuration for every model, pooling and drop path that a stage may build."""
     options = []
     for name in ("model", "global_pool", "drop_path_rate"):
-        domain = stage.space.get(name)
-        domain = domain.original if isinstance(domain, Narrowed) else domain
+        domain = original(stage.space[name]) if name in stage.space else None
         if isinstance(domain, CategoricalDistribution):
             options.append([(name, choice) for choice in domain.choices])
     points = [dict(point) for point in itertools.product(*options)]
