@@ -119,6 +119,12 @@ def prepare(
     ),
     limit: Annotated[int | None, typer.Option(help="Only the first rows of the source.")] = None,
     geometry: Annotated[str, typer.Option(help="resize, or crop: no resampling.")] = "resize",
+    resample: Annotated[
+        str, typer.Option(help="bicubic: Pillow's to the bit; fast: a few grey levels off.")
+    ] = "bicubic",
+    near_duplicates: Annotated[
+        str, typer.Option(help="Bits of 128 in which hashes of one image may differ, or off.")
+    ] = "10",
     max_rejected: Annotated[float, typer.Option(help="Share of images that may be bad.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     as_json: JsonOption = False,
@@ -128,22 +134,33 @@ def prepare(
     Example: aiornot prepare data/aiornot --out data/prepared --profile reduced
     """
     from aiornot import console
-    from aiornot.data import ray_prepare
+    from aiornot.data import layout, ray_prepare
 
-    if profile not in ray_prepare.PROFILES:
-        raise InputError(f"--profile {profile}: use {', '.join(ray_prepare.PROFILES)}")
+    if profile not in layout.PROFILES:
+        raise InputError(f"--profile {profile}: use {', '.join(layout.PROFILES)}")
     if geometry not in ("resize", "crop"):
         raise InputError(f"--geometry {geometry}: use resize or crop")
-    base = ray_prepare.PROFILES[profile]
+    if resample not in ("bicubic", "fast"):
+        raise InputError(f"--resample {resample}: use bicubic or fast")
+    if near_duplicates != "off" and not near_duplicates.isdigit():
+        raise InputError(f"--near-duplicates {near_duplicates}: give a number of bits, or off")
+    base = layout.PROFILES[profile]
     wanted = dataclasses.replace(
         base,
         size=base.size if size is None else size,
         limit=base.limit if limit is None else limit,
         geometry=geometry,  # type: ignore[arg-type]  # checked above
+        resample=resample,  # type: ignore[arg-type]  # checked above
     )
     with console.counting() as counter:
         summary = ray_prepare.prepare(
-            source, out, wanted, seed=seed, max_rejected=max_rejected, progress=counter.update
+            source,
+            out,
+            wanted,
+            seed=seed,
+            near_duplicates=None if near_duplicates == "off" else int(near_duplicates),
+            max_rejected=max_rejected,
+            progress=counter.update,
         )
     if as_json:
         console.print_json(dataclasses.asdict(summary))
@@ -154,8 +171,12 @@ def prepare(
         console.say(f"{summary.path} was finished before, from the same rows and settings")
     if summary.replaced:
         console.say(f"{summary.path} was of another source or other settings, and was replaced")
-    if summary.conflicts:
-        console.say(f"{summary.conflicts} equal images carry different labels")
+    if summary.duplicates:
+        console.say(
+            f"{summary.duplicates} rows show the same as an earlier one and stand in its split, "
+            f"{summary.conflicts} groups of them under both labels; "
+            f"{summary.path.with_suffix('.splits.json')} lists them"
+        )
 
 
 @app.command()

@@ -53,12 +53,21 @@ RESNET = {
 }
 
 
+DESCRIBED = {
+    "fingerprint": "f",
+    "geometry": "resize",
+    "resample": "bicubic",
+    "settings": "{}",
+}
+"""What every prepared file says of itself."""
+
+
 def prepare(path: Path, *, seed: int = 0, **attributes: object) -> Path:
     """Write a prepared file in which generated images are somewhat brighter."""
     rng = np.random.default_rng(seed)
     labels = {split: np.arange(count) % 2 for split, count in COUNTS.items()}
     ids = {split: [f"{split}-{row}" for row in range(count)] for split, count in COUNTS.items()}
-    described = {"fingerprint": f"f{seed}", "geometry": "resize", "settings": "{}"} | attributes
+    described = DESCRIBED | {"fingerprint": f"f{seed}"} | attributes
     slots = hdf5.create(path, size=SIZE, labels=labels, ids=ids, attributes=described)
     descriptor = os.open(path, os.O_RDWR)
     for split, where in slots.items():
@@ -89,7 +98,7 @@ def store(
 ) -> Path:
     """Write a prepared file of given images (N, S, S, 3) uint8 and labels (N,) per split."""
     ids = {split: [f"{split}-{row}" for row in range(len(labels[split]))] for split in labels}
-    described = {"fingerprint": "f", "geometry": "resize", "settings": "{}"} | attributes
+    described = DESCRIBED | attributes
     size = images["train"].shape[1]
     slots = hdf5.create(path, size=size, labels=labels, ids=ids, attributes=described)
     with path.open("r+b") as file:

@@ -204,7 +204,7 @@ def test_a_file_that_is_cut_short_is_refused(path, share):
 def test_another_schema_version_is_refused(path, version):
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = version
-    assert f"schema version {version}, this program reads 1" in refusal(path)
+    assert f"schema version {version}, this program reads 2" in refusal(path)
     assert hdf5.is_ours(path)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from PIL import Image
 
 from aiornot import ray_session
 from aiornot.config import InputError, WorkError
-from aiornot.data import demo, hdf5, ray_prepare, shards, splits
+from aiornot.data import demo, duplicates, hdf5, layout, shards, splits
 from aiornot.data.journal import Journal
-from aiornot.data.ray_prepare import Profile, Summary, prepare
+from aiornot.data.layout import Profile
+from aiornot.data.ray_prepare import Summary, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -87,6 +89,10 @@ def out(tmp_path) -> Path:
     return tmp_path / "prepared"
 
 
+DONE = ["hashes", "tiny.h5", "tiny.splits.json"]
+"""What a finished run leaves."""
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -95,7 +101,8 @@ def plan_of(pictures: Sequence[bytes | None], **options: Any) -> splits.Plan:
     hashes = [
         hashlib.sha256(content or IDS[n].encode()).hexdigest() for n, content in enumerate(pictures)
     ]
-    return splits.plan(LABELS, clusters=splits.clusters(hashes), **options)
+    clusters = duplicates.clusters(hashes, [None] * len(hashes))
+    return splits.plan(LABELS, clusters=clusters, **options)
 
 
 def check(path: Path, plan: splits.Plan, pictures: Sequence[bytes | None] = PICTURES) -> None:
@@ -151,7 +158,9 @@ def unfinished(out: Path) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """List a folder; the kept hashes are named by their source, here only ``hashes``."""
+    kept = re.compile(r"hashes-[0-9a-f]{8}\.json")
+    return sorted({kept.sub("hashes", path.name) for path in folder.iterdir()})
 
 
 # What is in the file.
@@ -162,10 +171,12 @@ def test_the_file_holds_pillows_pixels_in_the_plans_order(source, out):
     summary = prepare(source, out, PROFILE, progress=lambda *now: seen.append(now))
     plan = plan_of(PICTURES)
     counts = {split: len(rows) for split, rows in plan.items()}
-    assert summary == Summary(out / "tiny.h5", counts, rejected=0, conflicts=0, skipped=False)
+    assert summary == Summary(
+        out / "tiny.h5", counts, rejected=0, duplicates=0, conflicts=0, skipped=False
+    )
     assert sum(counts.values()) == COUNT
     check(summary.path, plan)
-    assert names(out) == ["tiny.h5"]
+    assert names(out) == DONE
     assert seen[-1] == ("decoding", COUNT, COUNT)
 
 
@@ -173,11 +184,105 @@ def test_duplicates_stay_in_one_split_and_conflicts_are_counted(out, tmp_path):
     pictures = list(PICTURES)
     pictures[11] = pictures[21] = pictures[30] = pictures[1]  # 30 carries the other label
     summary = prepare(write(tmp_path / "source", pictures=pictures), out, PROFILE)
-    assert summary.conflicts == 4
+    assert (summary.duplicates, summary.conflicts) == (3, 1)
     check(summary.path, plan_of(pictures), pictures)
     homes = {name for name in splits.SPLITS if "row-1" in hdf5.read_ids(summary.path, name)}
     (home,) = homes
     assert {"row-11", "row-21", "row-30"} <= set(hdf5.read_ids(summary.path, home))
+
+
+def resaved(content: bytes, quality: int) -> bytes:
+    """Show the same in another file: at twice the size, as JPEG."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    buffer = io.BytesIO()
+    image.resize((2 * image.width, 2 * image.height)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+# Row 21 shows what row 1 shows, 30 too (with the other label), and 19 what 5 shows.
+NEAR = {21: resaved(PICTURES[1], 95), 30: resaved(PICTURES[1], 85), 19: resaved(PICTURES[5], 90)}
+NEARLY = [NEAR.get(row, content) for row, content in enumerate(PICTURES)]
+TOGETHER = [1 if row in (21, 30) else 5 if row == 19 else row for row in range(COUNT)]
+
+
+def test_near_duplicates_stay_in_one_split_and_are_listed(out, tmp_path):
+    plan = splits.plan(LABELS, clusters=TOGETHER)
+    assert digest_of(plan) != digest_of(splits.plan(LABELS)), "they must be worth moving"
+    summary = prepare(write(tmp_path / "source", pictures=NEARLY), out, PROFILE)
+    assert (summary.duplicates, summary.conflicts) == (3, 1)
+    check(summary.path, plan, NEARLY)
+    found = json.loads((out / "tiny.splits.json").read_text())
+    assert found["duplicates"] == [["row-1", "row-21", "row-30"], ["row-5", "row-19"]]
+    assert found["conflicts"] == [["row-1", "row-21", "row-30"]]
+    assert found["splits"] == {name: hdf5.read_ids(summary.path, name) for name in splits.SPLITS}
+    assert found["digest"] == digest_of(plan) == hdf5.attributes(summary.path)["splits_digest"]
+    assert found["settings"]["near_duplicates"] == duplicates.DISTANCE
+
+
+def digest_of(plan: splits.Plan) -> str:
+    return splits.digest(plan, IDS)
+
+
+def test_near_duplicates_may_be_left_where_they_are(out, tmp_path):
+    source = write(tmp_path / "source", pictures=NEARLY)
+    summary = prepare(source, out, PROFILE, near_duplicates=None)
+    assert (summary.duplicates, summary.conflicts) == (0, 0)
+    check(summary.path, splits.plan(LABELS), NEARLY)
+    assert names(out) == ["tiny.h5", "tiny.splits.json"]
+
+
+def test_known_hashes_change_no_byte_and_move_no_image(out, tmp_path):
+    """A second profile finds them: images go straight to where they belong."""
+    source = write(tmp_path / "source", pictures=NEARLY)
+    straight = prepare(source, tmp_path / "straight", PROFILE)
+    prepare(source, out, Profile(name="other", size=16))
+    seen = set()
+    summary = prepare(source, out, PROFILE, progress=lambda what, *_: seen.add(what))
+    assert digest(summary.path) == digest(straight.path)
+    assert "arranging" not in seen
+
+
+def test_a_limited_file_holds_rows_of_the_full_files_splits_with_near_duplicates(
+    source, out, monkeypatch
+):
+    """Also where two rows are close only by way of a third, which lies beyond the limit."""
+    near = {5: b"\x00\x00", 19: b"\xff\x0f", 30: b"\xf0\x00"}
+    # 4 and 8 bits from row 30, 12 from each other.
+    random = np.random.default_rng(0).bytes
+    hashes = [bytes(14) + near[row] if row in near else random(16) for row in range(COUNT)]
+    monkeypatch.setattr(duplicates, "read_hashes", lambda path, fingerprint: hashes)
+    full = prepare(source, out, PROFILE)
+    assert full.duplicates == 2
+    part = prepare(source, out, Profile(name="part", size=SIZE, limit=25))
+    for split in splits.SPLITS:
+        wanted = {name for name in hdf5.read_ids(full.path, split) if int(name[4:]) < 25}
+        assert set(hdf5.read_ids(part.path, split)) == wanted
+        assert {"row-5", "row-19"} <= wanted or not {"row-5", "row-19"} & wanted
+
+
+@pytest.mark.parametrize("bits", [-1, 33])
+def test_a_distance_of_hashes_is_a_number_of_bits(source, out, bits):
+    with pytest.raises(InputError, match="--near-duplicates .* give 0 to 32, or off"):
+        prepare(source, out, PROFILE, near_duplicates=bits)
+    assert not out.exists()
+
+
+def test_hashes_that_appear_meanwhile_do_not_mix_two_orders(out, tmp_path):
+    """The half-written file has the order of a run that knew none."""
+    source = write(tmp_path / "source", pictures=NEARLY)
+    straight = prepare(source, tmp_path / "straight", PROFILE)
+    interrupt(source, out, after=20)
+    prepare(source, out, Profile(name="other", size=16))
+    assert digest(prepare(source, out, PROFILE).path) == digest(straight.path)
+
+
+def test_a_fast_resize_is_close_to_pillows_and_says_so(source, out):
+    fast = prepare(source, out, dataclasses.replace(PROFILE, resample="fast")).path
+    assert hdf5.attributes(fast)["resample"] == "fast"
+    row = hdf5.read_ids(fast, "train").index("row-1")
+    exact = as_pillow_sees(PICTURES[1]).astype(int)
+    difference = np.abs(hdf5.map_images(fast, "train")[row] - exact)
+    assert 0 < difference.max() <= 8
 
 
 def test_a_crop_never_resamples(source, out):
@@ -208,12 +313,22 @@ def test_a_limited_file_holds_rows_of_the_same_splits(source, out):
         np.testing.assert_array_equal(hdf5.map_images(part, split), images)
 
 
-def test_row_groups_beyond_the_limit_are_not_decoded(out, tmp_path):
-    """So bad images there are no reason to stop."""
+@pytest.mark.parametrize("near_duplicates", [None, 10])
+def test_bad_images_beyond_the_limit_are_no_reason_to_stop(out, tmp_path, near_duplicates):
     pictures = [*PICTURES[:30], *[b"bad"] * 10]
     source = write(tmp_path / "source", pictures=pictures, cuts=(30,))
-    summary = prepare(source, out, Profile(name="part", size=SIZE, limit=30))
+    profile = Profile(name="part", size=SIZE, limit=30)
+    seen = []
+    summary = prepare(
+        source,
+        out,
+        profile,
+        near_duplicates=near_duplicates,
+        progress=lambda *now: seen.append(now),
+    )
     assert summary.rejected == 0 and sum(summary.counts.values()) == 30
+    # Only to compare them are images beyond it decoded at all.
+    assert seen[-1] == ("decoding", *([30, 30] if near_duplicates is None else [COUNT, COUNT]))
 
 
 def test_the_note_of_the_demo_data_travels_along(out, tmp_path):
@@ -256,7 +371,7 @@ def test_a_changed_source_is_noticed_and_done_again(source, out, tmp_path):
     summary = prepare(write(tmp_path / "source", pictures=pictures), out, PROFILE)
     assert not summary.skipped and summary.replaced
     check(summary.path, plan_of(pictures), pictures)
-    assert names(out) == ["tiny.h5"]
+    assert names(out) == DONE
 
 
 @pytest.mark.parametrize(
@@ -265,7 +380,9 @@ def test_a_changed_source_is_noticed_and_done_again(source, out, tmp_path):
         (dataclasses.replace(PROFILE, size=16), {}),
         (dataclasses.replace(PROFILE, geometry="crop"), {}),
         (dataclasses.replace(PROFILE, limit=39), {}),
+        (dataclasses.replace(PROFILE, resample="fast"), {}),
         (PROFILE, {"seed": 1}),
+        (PROFILE, {"near_duplicates": None}),
     ],
 )
 def test_changed_settings_are_noticed_and_done_again(source, out, profile, options):
@@ -347,7 +464,7 @@ def test_bad_images_are_left_out_and_listed(spoilt, out, tmp_path):
     assert summary.rejected == len(BAD)
     assert summary.counts == {split: len(rows) for split, rows in kept.items()}
     check(summary.path, kept, spoilt)
-    assert names(out) == ["tiny.h5", "tiny.rejected.jsonl"]
+    assert names(out) == sorted([*DONE, "tiny.rejected.jsonl"])
     lines = (out / "tiny.rejected.jsonl").read_text().splitlines()
     listed = [json.loads(line) for line in lines]
     assert [entry["id"] for entry in listed] == [IDS[row] for row in BAD]
@@ -356,6 +473,79 @@ def test_bad_images_are_left_out_and_listed(spoilt, out, tmp_path):
         assert table.column("id")[entry["row"]].as_py() == IDS[row]
         assert entry["reason"] and "\n" not in entry["reason"]
     assert listed[0]["reason"] == listed[1]["reason"] == "empty: there are no bytes"
+
+
+def encoded(kind: str) -> bytes:
+    """Encode a photo-like image of 96 px."""
+    pixels = np.random.default_rng(5).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, content: bytes, *, checksum: int = 0, length: int | None = None) -> bytes:
+    """Build a chunk of a PNG, wrong where it is told to be."""
+    size = len(content) if length is None else length
+    check = zlib.crc32(name + content) ^ checksum
+    return size.to_bytes(4) + name + content + check.to_bytes(4)
+
+
+def header(width: int, height: int) -> bytes:
+    return chunk(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0]))
+
+
+def forty_bad_files() -> dict[str, bytes | None]:
+    magic, end = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
+    jpeg, png, gif = encoded("JPEG"), encoded("PNG"), encoded("GIF")
+    pixels = chunk(b"IDAT", zlib.compress(bytes(33)))
+    small = header(3, 3)
+    start = jpeg.index(b"\xff\xc0") + 5  # height and width of the JPEG
+    huge = (50_000).to_bytes(2) * 2
+    bad: dict[str, bytes | None] = {"nothing": None, "empty": b"", "zeros": bytes(5000)}
+    bad |= {f"JPEG cut at {n} tenths": jpeg[: len(jpeg) * n // 10] for n in range(1, 10)}
+    bad |= {f"PNG cut at {n} tenths": png[: len(png) * n // 10] for n in (1, 3, 5, 7, 9)}
+    bad |= {
+        f"{kind} cut": encoded(kind)[: len(encoded(kind)) // 2] for kind in ("WEBP", "GIF", "TIFF")
+    }
+    bad |= {
+        f"wrong magic {word!r}": word + png[8:] for word in (b"\x89PNX", b"JFIF", b"RIFF", b"II")
+    }
+    bad |= {
+        "PNG, checksum of pixels": magic + small + chunk(b"IDAT", b"x", checksum=1) + end,
+        "PNG, checksum of header": magic + small[:-1] + b"?" + pixels + end,
+        "PNG, length of a chunk": magic + small + chunk(b"IDAT", b"x", length=2**31 - 1) + end,
+        "PNG, pixels are no zlib": magic + small + chunk(b"IDAT", b"not compressed") + end,
+        "PNG, no pixels": magic + small + end,
+        "PNG, no header": magic + pixels + end,
+        "PNG, no side": magic + header(0, 3) + pixels + end,
+    }
+    bad |= {
+        "huge PNG": magic + header(50_000, 50_000) + pixels + end,
+        "huge JPEG": jpeg[:start] + huge + jpeg[start + 4 :],
+        "huge BMP": encoded("BMP")[:18] + (50_000).to_bytes(4, "little") * 2 + encoded("BMP")[26:],
+        "huge GIF": gif[:6] + (50_000).to_bytes(2, "little") * 2 + gif[10:],
+    }
+    texts = ("plain text", "<html><img></html>", "<svg xmlns='x'/>", '{"a": 1}', "%!PS-Adobe-3.0")
+    return bad | {text: text.encode() for text in texts}
+
+
+def test_forty_bad_files_have_forty_reasons_and_break_no_worker(out, tmp_path):
+    """Ray Data would run the block of a worker that crashed again, without end."""
+    bad = forty_bad_files()
+    assert len(bad) == 40
+    pictures = [*PICTURES, *bad.values()]
+    source = write(tmp_path / "source", pictures=pictures, labels=[n % 2 for n in range(80)])
+    ids = {f"row-{COUNT + number}": name for number, name in enumerate(bad)}
+    summary = prepare(source, out, PROFILE, max_rejected=0.5)
+    assert summary.rejected == 40 and sum(summary.counts.values()) == COUNT
+    lines = (out / "tiny.rejected.jsonl").read_text().splitlines()
+    listed = {ids[entry["id"]]: entry["reason"] for entry in map(json.loads, lines)}
+    assert listed.keys() == bad.keys()
+    for name in listed:
+        if name.startswith("huge"):
+            assert "50000 x 50000 pixels, more than the 100,000,000 allowed" in listed[name]
+    kept = {name for split in splits.SPLITS for name in hdf5.read_ids(summary.path, split)}
+    assert kept == set(IDS)
 
 
 def test_too_many_bad_images_make_no_file(spoilt, out, tmp_path):
@@ -384,7 +574,7 @@ def test_a_raised_limit_goes_on_without_decoding_again(spoilt, out, tmp_path):
 def test_the_list_of_an_earlier_source_does_not_stay(source, spoilt, out, tmp_path):
     prepare(write(tmp_path / "spoilt", pictures=spoilt), out, PROFILE, max_rejected=0.2)
     prepare(source, out, PROFILE)
-    assert names(out) == ["tiny.h5"]
+    assert names(out) == DONE
 
 
 # What is refused before anything is written.
@@ -473,7 +663,7 @@ def test_the_copy_without_bad_images_needs_room_too(spoilt, out, tmp_path, monke
     usage = shutil.disk_usage("/")._replace(free=1)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(WorkError, match="a second copy, without the 7 rejected"):
+        with pytest.raises(WorkError, match="a second copy, without rejected rows"):
             prepare(source, out, PROFILE, max_rejected=0.2)
     assert prepare(source, out, PROFILE, max_rejected=0.2).rejected == len(BAD)
 
@@ -519,7 +709,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(source, out, tmp_path, afte
     assert resumed >= after
     assert summary == dataclasses.replace(straight, path=out / "tiny.h5")
     assert digest(summary.path) == digest(straight.path)
-    assert names(out) == ["tiny.h5"]
+    assert names(out) == DONE
 
 
 @pytest.mark.parametrize("torn", ['{"first": 6, "count": 6, "rej', "\0\0\0\0"])
@@ -555,7 +745,7 @@ def test_other_settings_do_not_go_on_from_an_interrupted_run(source, out, tmp_pa
     cropped = dataclasses.replace(PROFILE, geometry="crop")
     straight = prepare(source, tmp_path / "straight", cropped)
     assert digest(prepare(source, out, cropped).path) == digest(straight.path)
-    assert names(out) == ["tiny.h5"]
+    assert names(out) == DONE
 
 
 def test_a_run_that_ended_while_it_laid_out_the_file_starts_anew(source, out, monkeypatch):
@@ -564,7 +754,7 @@ def test_a_run_that_ended_while_it_laid_out_the_file_starts_anew(source, out, mo
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_prepare, "_create", killed)
+        patch.setattr(layout, "create", killed)
         with pytest.raises(Stop):
             prepare(source, out, PROFILE)
     check(prepare(source, out, PROFILE).path, plan_of(PICTURES))
@@ -620,7 +810,8 @@ def _workers() -> list[int]:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from aiornot.data.ray_prepare import Profile, prepare
+from aiornot.data.layout import Profile
+from aiornot.data.ray_prepare import prepare
 
 def slowly(what, done, total):
     if what == "decoding" and done:

@@ -62,6 +62,26 @@ def test_images_are_read_a_few_rows_at_a_time(tmp_path):
     assert [data for batch in batches for data in shards.image_bytes(batch)] == contents
 
 
+@pytest.mark.parametrize("group", [shards.TASK_ROWS, shards.TASK_ROWS + 1, 2500])
+def test_a_large_row_group_is_cut_into_blocks_that_hold_its_rows(tmp_path, group):
+    """Else one core would decode it alone, and a kill would lose all of it."""
+    count = 2600
+    contents = [number.to_bytes(2, "big") for number in range(count)]
+    path = write(tmp_path / "a.parquet", group=group, id=None, label=None, image=images(contents))
+    groups = [min(group, count - first) for first in range(0, count, group)]
+    whole = [shards.Block(path, n, n * group, size) for n, size in enumerate(groups)]
+    blocks = list(shards.cut(whole))
+    assert max(block.count for block in blocks) <= shards.TASK_ROWS
+    assert sum(block.count for block in blocks) == count
+    for block in blocks:
+        found = [
+            data
+            for batch in shards.read(block, ["image.bytes"])
+            for data in shards.image_bytes(batch)
+        ]
+        assert found == contents[block.first : block.first + block.count]
+
+
 def test_extra_columns_are_kept_out(tmp_path):
     plain = shards.read_rows(write(tmp_path / "a.parquet"))
     extra = shards.read_rows(write(tmp_path / "b.parquet", generator=["x"] * 10, year=LABELS))

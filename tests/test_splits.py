@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 
 from aiornot.config import InputError
-from aiornot.data.splits import SPLITS, clusters, conflicts, digest, folds, plan
+from aiornot.data.splits import SPLITS, digest, folds, plan
 
 
 def some_labels(rows=1000, share=0.4, seed=7):
@@ -141,17 +141,6 @@ def test_the_plan_is_frozen():
 def test_rows_do_not_stand_in_source_order():
     train = plan(some_labels())["train"]
     assert abs(np.corrcoef(train, np.arange(len(train)))[0, 1]) < 0.2
-
-
-def test_equal_hashes_share_a_cluster():
-    assert clusters(["b", "a", "b", "c", "a"]).tolist() == [0, 1, 0, 3, 1]
-    assert clusters(np.array(["b", "a", "b"])).tolist() == [0, 1, 0]
-    assert clusters([]).tolist() == []
-
-
-def test_conflicts_are_the_rows_of_clusters_with_both_labels():
-    assert conflicts([0, 1, 0, 1, 1, 0], [7, 7, 7, -2, -2, 5]).tolist() == [0, 1, 2]
-    assert conflicts([0, 1], [0, 1]).tolist() == []
 
 
 def test_the_digest_tells_order_split_and_id_apart():

@@ -19,7 +19,7 @@ import numpy as np
 from aiornot.config import InputError
 from aiornot.data.splits import SPLITS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CLASSES = ("real", "generated")
 """Names of the labels 0 and 1; the positive class is *generated*."""
@@ -82,7 +82,7 @@ def _lay_out(
     handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)
     with h5py.File(handle) as file:
         file.attrs.update({"schema_version": SCHEMA_VERSION, "classes": json.dumps(CLASSES)})
-        file.attrs.update({"size": size, **attributes})
+        file.attrs.update({"size": size, **_fixed(attributes)})
         for split in SPLITS:
             group = file.create_group(split)
             _create_images(group, (len(labels[split]), size, size, 3))
@@ -90,6 +90,14 @@ def _lay_out(
             group.create_dataset(
                 "id", data=np.asarray(ids[split], dtype=object), dtype=h5py.string_dtype()
             )
+
+
+def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give hexadecimal digests a fixed length: another of them may then be written in place."""
+    return {
+        key: np.bytes_(value) if isinstance(value, str) and key.endswith("_digest") else value
+        for key, value in values.items()
+    }
 
 
 def _create_images(group: h5py.Group, shape: tuple[int, ...]) -> None:
@@ -160,10 +168,20 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 def attributes(path: Path) -> dict[str, Any]:
     """Return what the file says of itself: size, fingerprint, settings, versions."""
     with open_file(path) as file:
-        return {
+        values = {
             key: value.item() if isinstance(value, np.generic) else value
             for key, value in file.attrs.items()
         }
+    return {
+        key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()
+    }
+
+
+def amend(path: Path, values: Mapping[str, Any]) -> None:
+    """Write attributes that ``create`` was given already anew, in place: no other byte moves."""
+    with h5py.File(path, "r+") as file:
+        for key, value in _fixed(values).items():
+            file.attrs.modify(key, value)
 
 
 def is_ours(path: Path) -> bool:

@@ -3,18 +3,20 @@
 ``aiornot prepare data/*.parquet --out data/`` stores what ``fit(decode(data), size)`` returns.
 """
 
+import dataclasses
 import io
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
 
 from aiornot.config import InputError
 
 Pixels = npt.NDArray[np.uint8]
 Geometry = Literal["resize", "crop"]
+Resample = Literal["bicubic", "fast"]
 
 # 100 megapixels decode to 300 MB. Larger than any camera's photo, smaller than a worker's memory.
 MAX_PIXELS = 100_000_000
@@ -59,31 +61,106 @@ def decode(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         raise ValueError(f"{name}: {_reason(error)}") from error
 
 
-def fit(pixels: Pixels, size: int, *, geometry: Geometry = "resize") -> Pixels:
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of itself before its pixels."""
+
+    format: str
+    """One of ``FORMATS``."""
+    mode: str
+    """Pillow's word for the kind of pixels: RGB, RGBA, L, P, CMYK, ..."""
+    width: int
+    """In pixels, as stored: EXIF may turn the image."""
+    height: int
+    tables: tuple[tuple[int, ...], ...]
+    """The quantisation tables of a JPEG, 64 numbers each, row by row; else none."""
+    subsampling: str | None
+    """Of the chroma of a JPEG: 4:4:4, 4:2:2, 4:2:0 or other; none where it is grey."""
+    exif: bool
+    icc: bool
+    """Whether there is a colour profile."""
+
+
+def header(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read what stands before the pixels, with the bounds of ``decode``; safe in many threads.
+
+    Args:
+        data: The whole file.
+        max_pixels: Largest width times height.
+
+    Raises:
+        ValueError: Not an image that ``decode`` would open; the message is a short reason.
+    """
+    if not data:
+        raise ValueError("empty: there are no bytes")
+    name = _format(data)
+    try:
+        with _open(data, name) as image:
+            _check_size(image, max_pixels)
+            tables = getattr(image, "quantization", {})
+            return Header(
+                format=name,
+                mode=image.mode,
+                width=image.width,
+                height=image.height,
+                tables=tuple(tuple(tables[key]) for key in sorted(tables)),
+                subsampling=_subsampling(image) if name == "JPEG" else None,
+                exif=any(key in image.info for key in ("exif", "Raw profile type exif")),
+                icc=bool(image.info.get("icc_profile")),
+            )
+    except Exception as error:  # of as many kinds as in decode
+        raise ValueError(f"{name}: {_reason(error)}") from error
+
+
+def _subsampling(image: Image.Image) -> str | None:
+    if image.mode == "L":
+        return None
+    known = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+    return known.get(JpegImagePlugin.get_sampling(image), "other")
+
+
+def fit(
+    pixels: Pixels, size: int, *, geometry: Geometry = "resize", resample: Resample = "bicubic"
+) -> Pixels:
     """Bring an image to ``size`` x ``size``; returned as it is when it already fits.
 
     Args:
         pixels: (H, W, 3).
         size: Pixels per side.
-        geometry: ``resize`` squeezes the whole image with Pillow's bicubic filter. ``crop`` takes
-            the centre and never resamples, which would blur the traces a detector looks for; a
-            side that is too short is continued by its mirror image.
+        geometry: ``resize`` squeezes the whole image. ``crop`` takes the centre and never
+            resamples, which would blur the traces a detector looks for; a side that is too short
+            is continued by its mirror image.
+        resample: ``bicubic`` is Pillow's filter to the bit; ``fast`` is the same filter computed
+            by PyTorch, a few grey levels off (benchmarks/prepare.py says how many) and cheaper.
 
     Returns:
         (size, size, 3).
 
     Raises:
-        InputError: ``size`` or ``geometry`` is not usable.
+        InputError: ``size``, ``geometry`` or ``resample`` is not usable.
     """
     if size < 1:
         raise InputError(f"image size {size} must be at least 1 pixel")
     if geometry not in ("resize", "crop"):
         raise InputError(f"geometry {geometry!r} is unknown: use 'resize' or 'crop'")
+    if resample not in ("bicubic", "fast"):
+        raise InputError(f"resample {resample!r} is unknown: use 'bicubic' or 'fast'")
     if pixels.shape[:2] == (size, size):
         return pixels
     if geometry == "crop":
         return _crop(pixels, size)
+    if resample == "fast":
+        return _resize_fast(pixels, size)
     return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _resize_fast(pixels: Pixels, size: int) -> Pixels:
+    import torch  # only here: it takes seconds, which a decoder need not pay
+
+    # (1, 3, H, W) that lies in memory as it came, which is what torch's uint8 kernels want.
+    image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    resized = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized.squeeze(0).permute(1, 2, 0).numpy())
 
 
 def _format(data: bytes) -> str:

@@ -76,6 +76,14 @@ class Journal:
         """Return row -> reason of the images that could not be decoded."""
         return {row: why for result in self._results for row, why in result["rejected"]}
 
+    def hashes(self, num_rows: int) -> list[bytes | None]:
+        """Return the perceptual hash of every row, None where there is none."""
+        found: list[bytes | None] = [None] * num_rows
+        for result in self._results:
+            for row, text in enumerate(result["hashes"], start=result["first"]):
+                found[row] = bytes.fromhex(text) if text else None
+        return found
+
 
 def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
     for line in lines:

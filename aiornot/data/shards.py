@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +20,11 @@ from aiornot.data.demo import NOTE_KEY
 
 BATCH = 64
 """Rows read at once. A row group may hold the whole set, and Arrow fails above 2 GiB of images."""
+
+TASK_ROWS = 512
+"""Rows of one task at most. A shard may be one row group of ten thousand: one core would decode
+it alone, and a kill would lose it whole. The rows before a task's own are read again to skip them,
+which costs a tenth of decoding them."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -46,12 +51,14 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One row group of one shard; ``first`` is the number of its first row in the source."""
+    """Rows of one row group of one shard; ``first`` is the number of its first in the source."""
 
     path: str
     group: int
     first: int
     count: int
+    skip: int = 0
+    """Rows of the row group before its first."""
 
 
 def read_rows(source: str, *, progress: Progress = lambda what, done, total: None) -> Rows:
@@ -98,6 +105,14 @@ def _blocks(paths: list[str]) -> tuple[list[Block], str]:
     return blocks, "; ".join(dict.fromkeys(note for note in notes if note))
 
 
+def cut(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Cut row groups into blocks of at most TASK_ROWS rows."""
+    for block in blocks:
+        for skip in range(0, block.count, TASK_ROWS):
+            count = min(TASK_ROWS, block.count - skip)
+            yield dataclasses.replace(block, first=block.first + skip, count=count, skip=skip)
+
+
 def open_file(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(storage.open_input(path))
@@ -141,14 +156,20 @@ def _holds_bytes(image: pa.StructType) -> bool:
 
 
 def read(block: Block, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Read a row group, a few rows at a time.
+    """Read the rows of a block, a few at a time.
 
     Raises:
         InputError: It is damaged.
     """
+    start, stop = block.skip, block.skip + block.count
     with open_file(block.path) as file:
         try:
-            yield from file.iter_batches(BATCH, row_groups=[block.group], columns=columns)
+            for batch in file.iter_batches(BATCH, row_groups=[block.group], columns=columns):
+                if start < batch.num_rows:
+                    yield batch.slice(max(start, 0), stop - max(start, 0))
+                start, stop = start - batch.num_rows, stop - batch.num_rows
+                if stop <= 0:
+                    return
         except (pa.ArrowException, OSError) as error:
             place = f"{block.path}, row group {block.group}"
             raise InputError(f"{place} cannot be read: {_one_line(error)}") from None

@@ -100,33 +100,6 @@ def folds(
     return result[first[inverse]]
 
 
-def clusters(hashes: Sequence[str] | npt.NDArray[Any]) -> Rows:
-    """Group exact duplicates: each row gets the number of the first row with the same hash."""
-    first: dict[str, int] = {}
-    ids = (first.setdefault(text, row) for row, text in enumerate(hashes))
-    return np.fromiter(ids, dtype=np.int64, count=len(hashes))
-
-
-def conflicts(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> Rows:
-    """Find the rows whose cluster contains both labels; one of the two must be wrong.
-
-    Args:
-        labels: (N,) 0 or 1.
-        clusters: (N,) ids.
-
-    Returns:
-        Row numbers, ascending.
-
-    Raises:
-        InputError: A label is not 0 or 1.
-    """
-    checked = _check_labels(labels)
-    _, inverse, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
-    positives = np.bincount(inverse[checked == 1], minlength=len(sizes))
-    mixed = (positives > 0) & (positives < sizes)
-    return np.flatnonzero(mixed[inverse])
-
-
 def digest(plan: Mapping[str, npt.NDArray[Any]], ids: Sequence[str] | npt.NDArray[Any]) -> str:
     """Return the sha256 of the ids of each split in order: equal if and only if the files are.
 

@@ -24,7 +24,7 @@ import aiornot
 from aiornot import storage
 from aiornot.config import InputError, TrainConfig
 from aiornot.data import hdf5
-from aiornot.data.images import Geometry
+from aiornot.data.images import Geometry, Resample
 from aiornot.delivery import evaluate, manifest
 from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
 from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
@@ -43,6 +43,7 @@ class Bundle:
     size: int
     """Side of the images in pixels."""
     geometry: Geometry
+    resample: Resample
     mean: torch.Tensor
     """(3,), on the device of the module."""
     std: torch.Tensor
@@ -148,7 +149,8 @@ def _fill(
 def _preprocessing(trained: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "size": trained["size"],
-        "geometry": trained["data"].get("geometry", "resize"),
+        "geometry": trained["data"]["geometry"],
+        "resample": trained["data"]["resample"],
         "mean": trained["mean"],
         "std": trained["std"],
     }
@@ -234,7 +236,7 @@ def _check_trained_on(
     trained: Mapping[str, Any], found: Mapping[str, Any], *, checkpoint: Path, data: Path
 ) -> None:
     """Refuse other images, another size, or other splits, whose val may hold training images."""
-    for key in ("size", "geometry", "fingerprint", "settings"):
+    for key in ("size", "geometry", "resample", "fingerprint", "settings"):
         if trained.get(key) != found.get(key):
             raise InputError(
                 f"{checkpoint} was trained on data with {key} {trained.get(key)!r} and {data} has "
@@ -285,6 +287,7 @@ def load(folder: Path, *, device: torch.device) -> Bundle:
         module=_ready(module, device),
         size=prepared["size"],
         geometry=prepared["geometry"],
+        resample=prepared["resample"],
         mean=torch.tensor(prepared["mean"], device=device),
         std=torch.tensor(prepared["std"], device=device),
         calibration=Calibration.from_dict(description["calibration"]),
@@ -326,8 +329,8 @@ def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device
 
 
 def _check_scorable(bundle: Bundle, attributes: Mapping[str, Any], *, data: Path) -> None:
-    for key, wanted in (("size", bundle.size), ("geometry", bundle.geometry)):
-        found = attributes.get(key, "resize" if key == "geometry" else None)
+    for key in ("size", "geometry", "resample"):
+        found, wanted = attributes.get(key), getattr(bundle, key)
         if found != wanted:
             raise InputError(
                 f"{data} has {key} {found!r} and the bundle needs {wanted!r}; prepare it so"

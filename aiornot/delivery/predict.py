@@ -120,7 +120,7 @@ def _read(file: Path, bundle: Bundle) -> images.Pixels | str:
     """Return the pixels (S, S, 3) as ``aiornot prepare`` would store them, or what is wrong."""
     try:
         pixels = images.decode(_bytes(file))
-        return images.fit(pixels, bundle.size, geometry=bundle.geometry)
+        return images.fit(pixels, bundle.size, geometry=bundle.geometry, resample=bundle.resample)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except ValueError as error:
