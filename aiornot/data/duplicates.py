@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from aiornot import storage
 from aiornot.data.images import Pixels
@@ -159,9 +157,15 @@ def _close_in(bits: npt.NDArray[np.uint8], distance: int) -> Rows:
 
 
 def _first_of_component(pairs: Rows, size: int) -> Rows:
-    """Return (size,): the smallest index that is connected with each index."""
-    links = (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1]))
-    graph = coo_array(links, shape=(size, size))
-    _, component = connected_components(graph, directed=False)
-    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
-    return np.asarray(first[inverse], dtype=np.int64)
+    """Return (size,): the smallest index that is connected with each index, by union-find."""
+    parent = list(range(size))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    for one, other in pairs.tolist():
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+    return np.array([root(index) for index in range(size)], dtype=np.int64)
