@@ -1,4 +1,4 @@
-"""Files on a local path or on ``s3://...``; nothing else knows about file systems.
+"""Files on a local path, ``s3://`` or ``hf://``; nothing else knows about file systems.
 
 A write is atomic: a reader sees the old content or the new, never a half. Used by the ledger, the
 checkpoints and the bundle (``aiornot tune fast --storage s3://bucket/runs``).
@@ -36,13 +36,21 @@ def _open(path: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(path).absolute())
     if path.startswith("file://"):
         raise InputError(f"{path}: write a local path without file://")
-    if "?" in path:
-        # The names of the files in such a folder would come after the question mark.
-        raise InputError(
-            f"{path}: leave out what follows the '?'; set AWS_ENDPOINT_URL and AWS_REGION instead"
-        )
     scheme, _, rest = path.partition("://")
     host, slash, name = rest.partition("/")
+    if "@" in host:  # Arrow takes s3://KEY:SECRET@bucket, and every message would show the secret
+        raise InputError(
+            f"{scheme}://...@{host.rpartition('@')[2]}: leave out what precedes the '@'; set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+    if "?" in path:
+        # The names of the files in such a folder would come after the question mark.
+        instead = "; set AWS_ENDPOINT_URL and AWS_REGION instead" if scheme == "s3" else ""
+        raise InputError(f"{path}: leave out what follows the '?'{instead}")
+    if scheme == "hf":
+        from aiornot import hub  # takes a quarter of a second
+
+        return hub.connect(path)
     try:
         # A name may hold what an address may not: spaces, brackets, a percent sign.
         system, inner = fs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}")
@@ -169,6 +177,8 @@ def open_input(path: str) -> pa.NativeFile:
 def find(source: str, *, suffix: str) -> list[str]:
     """Return the files that a source names, sorted: a file, a folder, or a glob.
 
+    A folder without such files stands for those in the folders below it.
+
     Raises:
         InputError: Nothing is there, no file with that suffix, or it cannot be reached.
     """
@@ -176,7 +186,7 @@ def find(source: str, *, suffix: str) -> list[str]:
         found = _find(source, suffix)
     except InputError:
         raise
-    except Exception as error:  # each store has its own: OSError, Arrow's, httpx's for hf://
+    except Exception as error:  # each store has its own: OSError, Arrow's
         reason = str(error).partition("\n")[0]
         raise InputError(f"{source} cannot be reached: {reason}") from None
     if not found:
@@ -190,11 +200,38 @@ def _find(source: str, suffix: str) -> list[str]:
     if kind == fs.FileType.File:
         return [source]
     if kind == fs.FileType.Directory:
-        return list_files(source, suffix=suffix)
+        # On the hub the shards lie in data/, and its users name the data set alone.
+        found = list_files(source, suffix=suffix)
+        return found or [path for path in _list_below(source) if path.endswith(suffix)]
     if not any(mark in source for mark in "*?["):
         raise InputError(f"{source}: no such file or folder")
     if not is_remote(source):
         return sorted(path for path in glob.glob(source, recursive=True) if path.endswith(suffix))
-    folder, _, pattern = source.rpartition("/")
-    files = list_files(folder, suffix=suffix)
-    return [path for path in files if fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)]
+    return [path for path in _glob(source) if path.endswith(suffix)]
+
+
+def _list_below(path: str) -> list[str]:
+    """Return the files in a folder and in all folders below it, sorted."""
+    system, inner = _open(path)
+    infos = system.get_file_info(fs.FileSelector(inner, allow_not_found=True, recursive=True))
+    names = [info.path[len(inner) :].strip("/") for info in infos if info.is_file]
+    return sorted(join(path, name) for name in names if "/." not in f"/{name}")
+
+
+def _glob(source: str) -> list[str]:
+    """Return the files that a remote glob names, sorted."""
+    parts = source.split("/")
+    fixed = next(number for number, part in enumerate(parts) if any(mark in part for mark in "*["))
+    folder, patterns = "/".join(parts[:fixed]), parts[fixed:]
+    deep = len(patterns) > 1 or patterns == ["**"]
+    files = _list_below(folder) if deep else list_files(folder)
+    return [path for path in files if _matches(path.split("/")[fixed:], patterns)]
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":  # any number of folders
+        return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))
+    here = bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0])
+    return here and _matches(parts[1:], patterns[1:])

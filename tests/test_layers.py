@@ -20,6 +20,7 @@ HOUSE = Path(aiornot.__file__).parent
 # A file may import only what stands above it.
 ORDER = [
     "config",
+    "hub",
     "storage",
     "ray_session",
     "data.synthesis",

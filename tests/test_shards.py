@@ -82,6 +82,11 @@ def test_a_large_row_group_is_cut_into_blocks_that_hold_its_rows(tmp_path, group
         assert found == contents[block.first : block.first + block.count]
 
 
+def test_a_remote_row_group_is_fetched_once():
+    block = shards.Block("s3://bucket/a.parquet", 0, 0, 10 * shards.TASK_ROWS)
+    assert list(shards.cut([block])) == [block]
+
+
 def test_extra_columns_are_kept_out(tmp_path):
     plain = shards.read_rows(write(tmp_path / "a.parquet"))
     extra = shards.read_rows(write(tmp_path / "b.parquet", generator=["x"] * 10, year=LABELS))

@@ -1,161 +1,14 @@
 """The same operations on a local folder and on S3, the latter by Arrow's client against a fake."""
 
 import errno
-import io
 import os
 import threading
-import urllib.parse
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import pytest
 
 from aiornot import storage
 from aiornot.config import InputError
-
-
-class FakeS3(ThreadingHTTPServer):
-    """As much of S3 as Arrow's client asks for; it checks no signature."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Request)
-        self.objects: dict[str, bytes] = {}
-        self.parts: dict[tuple[str, int], bytes] = {}
-        self.refused = ""
-        """Method that is answered with 403."""
-
-
-class _Request(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeS3
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def parse_request(self) -> bool:
-        if not super().parse_request():
-            return False
-        if self.command == self.server.refused:
-            self.close_connection = True
-            self.send_error(403)
-            return False
-        address = urllib.parse.urlsplit(self.path)
-        self.key = urllib.parse.unquote(address.path).strip("/")
-        if address.path.endswith("/") and "/" in self.key:
-            self.key += "/"  # the mark of an empty folder
-        self.query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
-        return True
-
-    def do_HEAD(self) -> None:
-        found = "/" not in self.key or self.key in self.server.objects
-        body = self.server.objects.get(self.key, b"")
-        self._answer(body, 200 if found else 404)
-
-    def do_GET(self) -> None:
-        if "/" not in self.key:
-            return self._list()
-        body = self.server.objects.get(self.key)
-        if body is None:
-            return self._answer(b"<Error><Code>NoSuchKey</Code></Error>", 404)
-        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-        part = body[int(first) : int(last) + 1]
-        self._answer(part, 206, {"Content-Range": f"bytes {first}-{last}/{len(body)}"})
-
-    def do_PUT(self) -> None:
-        body = self._body()
-        if "partNumber" in self.query:
-            self.server.parts[self.query["uploadId"], int(self.query["partNumber"])] = body
-        else:
-            self.server.objects[self.key] = body
-        self._answer()
-
-    def do_POST(self) -> None:
-        body = self._body()
-        if "delete" in self.query:
-            for node in ET.fromstring(body).iter():
-                if node.tag.endswith("Key"):
-                    self.server.objects.pop(f"{self.key}/{node.text}", None)
-            return self._answer(b"<DeleteResult/>")
-        if "uploads" in self.query:
-            name = f"<UploadId>{escape(self.key)}</UploadId>"
-            return self._answer(
-                f"<InitiateMultipartUploadResult>{name}</InitiateMultipartUploadResult>".encode()
-            )
-        numbers = sorted(key for key in self.server.parts if key[0] == self.query["uploadId"])
-        self.server.objects[self.key] = b"".join(self.server.parts.pop(key) for key in numbers)
-        self._answer(
-            b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
-        )
-
-    def do_DELETE(self) -> None:
-        self.server.objects.pop(self.key, None)
-        self._answer(status=204)
-
-    def _list(self) -> None:
-        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
-        contents, folders = "", set()
-        for path in sorted(self.server.objects):
-            bucket, _, key = path.partition("/")
-            if bucket != self.key or not key.startswith(prefix):
-                continue
-            head, cut, _ = key[len(prefix) :].partition(delimiter or "\0")
-            if cut:
-                folders.add(prefix + head + cut)
-            else:
-                size = len(self.server.objects[path])
-                date = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-                contents += (
-                    f"<Contents><Key>{escape(key)}</Key><Size>{size}</Size>{date}</Contents>"
-                )
-        for folder in sorted(folders):
-            contents += f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
-        contents += f"<KeyCount>{contents.count('<Key>') + len(folders)}</KeyCount>"
-        self._answer(f"<ListBucketResult>{contents}</ListBucketResult>".encode())
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = _chunks(self.rfile)
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        coded = "aws-chunked" in self.headers.get("Content-Encoding", "")
-        return _chunks(io.BytesIO(body)) if coded else body
-
-    def _answer(
-        self, body: bytes = b"", status: int = 200, headers: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        dated = {"ETag": '"x"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
-        for name, value in (dated | {"Content-Length": str(len(body))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-def _chunks(stream: io.BufferedIOBase) -> bytes:
-    body = b""
-    while size := int(stream.readline().split(b";")[0], 16):
-        body += stream.read(size)
-        stream.readline()
-    while stream.readline().strip():
-        pass  # checksums
-    return body
-
-
-@pytest.fixture
-def s3(monkeypatch) -> Iterator[FakeS3]:
-    with FakeS3() as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
-        yield server
-        server.shutdown()
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -322,11 +175,46 @@ def test_a_source_may_be_a_file_a_folder_or_a_glob(root):
     assert storage.find(f"{root}/[b-z]*", suffix=".parquet") == [b]
 
 
-def test_a_glob_may_span_folders(tmp_path):
-    for name in ("a.parquet", "x/b.parquet", "x/y/c.parquet"):
-        storage.write_text(str(tmp_path / name), "")
-    found = storage.find(f"{tmp_path}/**/*.parquet", suffix=".parquet")
-    assert [Path(path).name for path in found] == ["a.parquet", "b.parquet", "c.parquet"]
+@pytest.mark.parametrize(
+    "pattern, expected",
+    [
+        ("**/*.parquet", ["a", "x/b", "x/y/c", "z/d"]),
+        ("x/**/*.parquet", ["x/b", "x/y/c"]),
+        ("*/*", ["x/b", "z/d"]),
+        ("[xy]/*.parquet", ["x/b"]),
+        ("*/y/*.parquet", ["x/y/c"]),
+        ("**", ["a", "x/b", "x/y/c", "z/d"]),
+    ],
+)
+def test_a_glob_may_span_folders(root, pattern, expected):
+    for name in ("z/d", "a", "x/b", "x/y/c", ".h/e", "x/.h/f"):
+        storage.write_text(storage.join(root, f"{name}.parquet"), "")
+    storage.write_text(storage.join(root, "x", "note.txt"), "")
+    found = storage.find(storage.join(root, pattern), suffix=".parquet")
+    assert found == [f"{root}/{name}.parquet" for name in expected]
+
+
+def test_a_folder_without_files_stands_for_the_folders_in_it(root):
+    """On the Hugging Face hub the shards lie in data/; Spark writes a folder per table."""
+    for name in ("data/b", "data/a", "data/more/c", "also/d", ".cache/e", "data/.cache/f"):
+        storage.write_text(storage.join(root, f"{name}.parquet"), "")
+    storage.write_text(storage.join(root, "README.md"), "")
+    expected = [f"{root}/{name}.parquet" for name in ("also/d", "data/a", "data/b", "data/more/c")]
+    assert storage.find(root, suffix=".parquet") == expected
+    assert storage.find(f"{root}/", suffix=".parquet") == expected
+    assert storage.find(f"{root}/data", suffix=".parquet") == expected[1:3]
+    storage.write_text(storage.join(root, "direct.parquet"), "")
+    assert storage.find(root, suffix=".parquet") == [f"{root}/direct.parquet"]
+
+
+def test_a_relative_folder_names_relative_files(tmp_path, monkeypatch):
+    storage.write_text(str(tmp_path / "set" / "data" / "a.parquet"), "")
+    (tmp_path / "here").mkdir()
+    for folder, source in ((tmp_path, "set"), (tmp_path, "./set/"), (tmp_path / "here", "../set")):
+        monkeypatch.chdir(folder)
+        found = storage.find(source, suffix=".parquet")
+        assert found == [f"{source.rstrip('/')}/data/a.parquet"]
+        assert storage.exists(found[0])
 
 
 def test_a_name_with_brackets_is_a_name_if_it_exists(tmp_path):
@@ -366,6 +254,8 @@ def test_a_source_with_nothing_there_is_refused(root, name, words):
         ("s4://bucket/a.parquet", "use a local path, s3://, gs:// or hf://"),
         ("file:///data/a.parquet", "write a local path without file://"),
         ("s3://bucket/a.parquet?region=eu-west-1", "set AWS_ENDPOINT_URL and AWS_REGION instead"),
+        ("https://huggingface.co/datasets/one/two", "use a local path, s3://, gs:// or hf://"),
+        ("hf://datasets/one/two/a.parquet?download=true", r"leave out what follows the '\?'$"),
     ],
 )
 def test_an_address_that_is_not_understood_is_refused(source, words):
@@ -374,6 +264,19 @@ def test_an_address_that_is_not_understood_is_refused(source, words):
     assert source in str(raised.value)
     with pytest.raises(InputError, match=words):
         storage.write_text(source, "")
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://someone:secret@bucket/a", "hf://secret@datasets/one/two"]
+)
+def test_a_secret_in_an_address_is_refused_and_not_shown(address):
+    for use in (storage.read_text, storage.open_input, storage.list_files, storage.exists):
+        with pytest.raises(InputError, match="set AWS_ACCESS_KEY_ID and .* instead") as raised:
+            use(address)
+        assert "secret" not in str(raised.value) and "someone" not in str(raised.value)
+    with pytest.raises(InputError) as raised:
+        storage.find(address + "?region=x", suffix=".parquet")
+    assert "secret" not in str(raised.value)
 
 
 def test_a_store_that_cannot_be_reached_is_one_sentence(s3, monkeypatch):

@@ -24,7 +24,8 @@ BATCH = 64
 TASK_ROWS = 512
 """Rows of one task at most. A shard may be one row group of ten thousand: one core would decode
 it alone, and a kill would lose it whole. The rows before a task's own are read again to skip them,
-which costs a tenth of decoding them."""
+which costs a tenth of decoding them; from a remote store it would cost the network, so there a task
+has its row group to itself."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -106,10 +107,11 @@ def _blocks(paths: list[str]) -> tuple[list[Block], str]:
 
 
 def cut(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Cut row groups into blocks of at most TASK_ROWS rows."""
+    """Cut local row groups into blocks of at most TASK_ROWS rows."""
     for block in blocks:
-        for skip in range(0, block.count, TASK_ROWS):
-            count = min(TASK_ROWS, block.count - skip)
+        most = block.count if storage.is_remote(block.path) else TASK_ROWS
+        for skip in range(0, block.count, most):
+            count = min(most, block.count - skip)
             yield dataclasses.replace(block, first=block.first + skip, count=count, skip=skip)
 
 
