@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from aiornot.config import TICKS
@@ -65,19 +65,20 @@ class Counter:
     def update(self, what: str, done: int, total: int) -> None:
         if what != self._what:
             self._what, self._started, self._first = what, time.monotonic(), done
-            self._task = self._bar.add_task(what, total=total) if self._bar else None
+            self._task = self._bar.add_task(what, total=total, rate="") if self._bar else None
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            rate = self._rate(done, total)
+            self._bar.update(self._task, completed=done, total=total, rate=rate)
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
-            say(f"{what}: {done} of {total}{self._rate(done, total)}")
+            say(f"{what}: {done} of {total}  {self._rate(done, total)}")
 
     def _rate(self, done: int, total: int) -> str:
         seconds = time.monotonic() - self._started
         if done == self._first or seconds == 0:
             return ""
         rate = (done - self._first) / seconds
-        return f", {rate:.0f}/s, {(total - done) / rate:.0f} s left"
+        return f"{rate:.0f}/s, {(total - done) / rate:.0f} s left"
 
 
 @contextmanager
@@ -87,8 +88,9 @@ def counting() -> Iterator[Counter]:
     if not console.is_terminal:
         yield Counter(None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+    with Progress(*columns, console=console, transient=True) as bar:
         yield Counter(bar)
 
 

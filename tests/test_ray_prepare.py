@@ -27,7 +27,7 @@ from PIL import Image
 
 from aiornot import ray_session
 from aiornot.config import InputError, WorkError
-from aiornot.data import demo, duplicates, hdf5, layout, shards, splits
+from aiornot.data import demo, duplicates, hdf5, images, layout, shards, splits
 from aiornot.data.journal import Journal
 from aiornot.data.layout import Profile
 from aiornot.data.ray_prepare import Summary, prepare
@@ -72,9 +72,9 @@ def write(
     folder.mkdir(parents=True)
     edges = [0, *cuts, len(pictures)]
     for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
-        images = [{"bytes": content, "path": None} for content in pictures[start:stop]]
+        contents = [{"bytes": content, "path": None} for content in pictures[start:stop]]
         ids = [f"row-{row}" for row in range(start, stop)]
-        columns = {"id": ids, "image": pa.array(images, TYPE), "label": labels[start:stop]}
+        columns = {"id": ids, "image": pa.array(contents, TYPE), "label": labels[start:stop]}
         pq.write_table(pa.table(columns), folder / f"{number}.parquet", row_group_size=group)
     return str(folder)
 
@@ -110,9 +110,9 @@ def check(path: Path, plan: splits.Plan, pictures: Sequence[bytes | None] = PICT
     for split, rows in plan.items():
         assert hdf5.read_ids(path, split) == [IDS[row] for row in rows]
         assert hdf5.read_labels(path, split).tolist() == [LABELS[row] for row in rows]
-        images = hdf5.map_images(path, split)
-        assert len(images) == len(rows)
-        for found, row in zip(images, rows, strict=True):
+        pixels = hdf5.map_images(path, split)
+        assert len(pixels) == len(rows)
+        for found, row in zip(pixels, rows, strict=True):
             np.testing.assert_array_equal(found, as_pillow_sees(pictures[row] or b""))
 
 
@@ -309,8 +309,8 @@ def test_a_limited_file_holds_rows_of_the_same_splits(source, out):
         ids = hdf5.read_ids(full, split)
         chosen = hdf5.read_ids(part, split)
         assert set(chosen) == {name for name in ids if int(name[4:]) < 25}
-        images = hdf5.map_images(full, split)[[ids.index(name) for name in chosen]]
-        np.testing.assert_array_equal(hdf5.map_images(part, split), images)
+        wanted = hdf5.map_images(full, split)[[ids.index(name) for name in chosen]]
+        np.testing.assert_array_equal(hdf5.map_images(part, split), wanted)
 
 
 @pytest.mark.parametrize("near_duplicates", [None, 10])
@@ -819,6 +819,39 @@ def slowly(what, done, total):
 
 prepare(sys.argv[1], Path(sys.argv[2]), Profile(name="tiny", size=32), num_cpus=1, progress=slowly)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_more_than_two_gibibytes_of_images_are_prepared(out, tmp_path):
+    """Slow because it writes and reads 2.2 GiB; as one table, Arrow cannot take rows of it."""
+    rng, side = np.random.default_rng(0), 840
+    pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    count = 2**31 // pixels.nbytes + 60
+    (tmp_path / "source").mkdir()
+    schema = pa.schema([("id", pa.string()), ("image", TYPE), ("label", pa.int64())])
+    with pq.ParquetWriter(tmp_path / "source" / "0.parquet", schema) as writer:
+        for first in range(0, count, 64):
+            rows = range(first, min(first + 64, count))
+            contents = [{"bytes": bitmap(np.roll(pixels, 7 * row)), "path": None} for row in rows]
+            columns = [[f"row-{row}" for row in rows], contents, [row % 2 for row in rows]]
+            writer.write_table(pa.table(columns, schema=schema))
+    table = pq.read_table(tmp_path / "source")
+    assert table.column("image").nbytes > 2**31
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        table.take(np.arange(count))
+    del table
+    summary = prepare(str(tmp_path / "source"), out, PROFILE, near_duplicates=None)
+    assert sum(summary.counts.values()) == count and not summary.rejected
+    row = int(hdf5.read_ids(summary.path, "test")[-1][4:])
+    expected = images.fit(np.roll(pixels, 7 * row), SIZE)
+    np.testing.assert_array_equal(hdf5.map_images(summary.path, "test")[-1], expected)
+
+
+def bitmap(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return buffer.getvalue()
 
 
 @pytest.mark.slow
