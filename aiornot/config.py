@@ -41,10 +41,16 @@ class TrainConfig:
     """Dropout before the head."""
     drop_path_rate: float = 0.0
     """Stochastic depth; refused by the few models that have none."""
+    stem_stride: Literal[1] | None = None
+    """1: the first convolution keeps every pixel, at four times the cost; None: the model's own."""
+    weights: str | None = None
+    """A safetensors file to start from instead of timm's download, for machines without network."""
 
     epochs: int = 5
     batch_size: int = 32
     """Global: the number of workers must not change the mathematics."""
+    micro_batch_size: int | None = None
+    """Images in memory at once, of all workers together; gradients add up to ``batch_size``."""
     train_fraction: float = 1.0
     """The first share of the train split, the same images for every trial."""
     lr: float = 1e-3
@@ -54,6 +60,8 @@ class TrainConfig:
     weight_decay: float = 0.03
     layer_decay: float = 1.0
     """Factor on ``lr`` per layer group below the head; 1 treats all alike."""
+    unfreeze: float = 0.0
+    """Share of the steps in which the model thaws from head to stem; 0: all learns at once."""
     clip_grad: float | None = None
     """Largest gradient norm, or None."""
     label_smoothing: float = 0.05
@@ -67,6 +75,8 @@ class TrainConfig:
     """Probability of a horizontal flip."""
     vflip: float = 0.0
     """Probability of a vertical flip."""
+    dihedral: bool = False
+    """One of the eight flips and quarter turns, all alike; nothing is resampled."""
     degrees: float = 0.0
     """Rotation by up to this many degrees either way."""
     random_resized_crop: bool = False
@@ -84,6 +94,20 @@ class TrainConfig:
     sharpness: float = 0.0
     """Probability of sharpening by ``sharpness_factor``."""
     sharpness_factor: float = 1.5
+    rescale: float = 0.0
+    """Probability of scaling down and up again, which is what a copy of a copy goes through."""
+    rescale_min: float = 0.5
+    """Smallest scale; drawn from [s, 1]."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: float = 1.0
+    """Largest standard deviation in pixels; drawn from [0, s]."""
+    jpeg: float = 0.0
+    """Probability of JPEG compression."""
+    jpeg_quality: int = 60
+    """Lowest quality; drawn from [q, 100]."""
+    re_prob: float = 0.0
+    """Probability of erasing a rectangle of 2 % to 33 % of the image (timm's random erasing)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -142,6 +166,15 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "hue": (0.0, 0.5),
     "sharpness": (0.0, 1.0),
     "sharpness_factor": (0.0, 10.0),
+    "micro_batch_size": (1, 65_536),
+    "unfreeze": (0.0, 1.0),
+    "rescale": (0.0, 1.0),
+    "rescale_min": (0.05, 1.0),
+    "blur": (0.0, 1.0),
+    "blur_sigma": (0.0, 5.0),
+    "jpeg": (0.0, 1.0),
+    "jpeg_quality": (1, 100),
+    "re_prob": (0.0, 1.0),
 }
 
 
@@ -165,6 +198,9 @@ def parse_value(name: str, text: str) -> Any:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         raise InputError(f"{name}={text}: write true or false")
+    for value in (value for option in options for value in typing.get_args(option)):
+        if text == str(value):
+            return value
     for kind in (int, float):
         if kind in options:
             try:
@@ -201,6 +237,6 @@ def _is_a(value: object, option: Any) -> bool:
 
 def _describe(option: Any) -> str:
     if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(typing.get_args(option))}"
+        return f"one of {', '.join(map(str, typing.get_args(option)))}"
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
     return words.get(option, "none")
