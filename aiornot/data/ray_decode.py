@@ -51,7 +51,7 @@ def write_images(
     progress("decoding", finished, total)
     if not todo:
         return
-    _quiet_ray_data()
+    configure_ray_data()
     write = _BlockWriter(temporary.absolute(), hdf5.slots(temporary), layout.profile, hashing)
     # One block per task: a task's result is its block's journal line.
     dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(write)
@@ -83,8 +83,12 @@ def _results(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
         raise WorkError(f"Ray stopped: {reason}; {KEPT}") from error
 
 
-def _quiet_ray_data() -> None:
+def configure_ray_data() -> None:
+    """Use every core from the first task on, and leave talking to the caller."""
     context = ray.data.DataContext.get_current()
+    # It holds resources back for operators to come, of which there are none here: for the first
+    # second, one of two cores stood idle (docs/log.md, 2026-11-22).
+    context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
