@@ -108,8 +108,40 @@ def demo_data(
 
 
 @app.command()
+def audit(
+    source: Annotated[str, typer.Argument(help="Parquet file, folder, glob, s3:// or hf://...")],
+    out: Annotated[str, typer.Option(help="Folder of the page, or s3://...")] = "runs/audit",
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Show small samples in the page.")
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the splits and the samples.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what in a source would let a detector cheat: formats, sizes, duplicates, metadata.
+
+    Writes audit.html, one page that needs no other file, and audit.json.
+
+    Example: aiornot audit data/aiornot --out runs/audit
+    """
+    from aiornot import console
+    from aiornot.data import audit as auditing
+    from aiornot.data import audit_page
+
+    audit_page.check_out(out)
+    with console.counting() as counter:
+        found = auditing.measure(source, with_images=images, seed=seed, progress=counter.update)
+    path = audit_page.write(out, found)
+    for line in auditing.summary(found.report):
+        console.say(line)
+    if as_json:
+        console.print_json(found.report)
+    else:
+        print(path)
+
+
+@app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="Parquet file, folder, glob, or s3://...")],
+    source: Annotated[str, typer.Argument(help="Parquet file, folder, glob, s3:// or hf://...")],
     out: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
         "data/prepared"
     ),

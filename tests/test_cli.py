@@ -17,7 +17,7 @@ from conftest import run_verb
 from aiornot import cli, console
 from aiornot.data import demo
 
-VERBS = ("demo-data", "prepare", "train", "tune", "show", "evaluate", "predict")
+VERBS = ("demo-data", "audit", "prepare", "train", "tune", "show", "evaluate", "predict")
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
     *("--set", "lr=1e-2", "--set", "batch_size=8", "--set", "epochs=3"),
