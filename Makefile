@@ -38,6 +38,12 @@ types: $(READY)  ## Types
 bench: $(READY)  ## Our way against the notebook's, printed as tables
 	$(BIN)/python benchmarks/loader.py --size 256
 	$(BIN)/python benchmarks/loader.py --size 512
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/prepare.py --data $(DEMO)/bench --size 512
+	$(BIN)/python benchmarks/prepare.py --data $(DEMO)/bench --size 256
+	$(BIN)/python benchmarks/prepare.py --data $(DEMO)/bench --size 256 --resample fast
+	$(BIN)/python benchmarks/prepare.py --data $(DEMO)/bench --memory
+	$(BIN)/python benchmarks/prepare.py --differences --size 256
 
 clean:  ## Remove the environment and what make demo made
 	rm -rf $(VENV) $(DEMO)
