@@ -75,7 +75,7 @@ class Counter:
 
     def _rate(self, done: int, total: int) -> str:
         seconds = time.monotonic() - self._started
-        if done == self._first or seconds == 0:
+        if done == self._first or seconds == 0 or total == 1:  # one thing has no rate
             return ""
         rate = (done - self._first) / seconds
         return f"{rate:.0f}/s, {(total - done) / rate:.0f} s left"

@@ -336,7 +336,7 @@ def test_the_note_of_the_demo_data_travels_along(out, tmp_path):
     path = prepare(str(tmp_path / "demo"), out, Profile(name="tiny", size=16)).path
     found = hdf5.attributes(path)
     assert found["source_note"] == demo.NOTE
-    assert found["fingerprint"] == shards.read_rows(str(tmp_path / "demo")).fingerprint()
+    assert found["fingerprint"] == shards.read_rows(str(tmp_path / "demo")).fingerprint
     assert json.loads(found["settings"])["size"] == 16
 
 

@@ -90,7 +90,7 @@ def test_a_remote_row_group_is_fetched_once():
 def test_extra_columns_are_kept_out(tmp_path):
     plain = shards.read_rows(write(tmp_path / "a.parquet"))
     extra = shards.read_rows(write(tmp_path / "b.parquet", generator=["x"] * 10, year=LABELS))
-    assert extra.fingerprint() == plain.fingerprint()
+    assert extra.fingerprint == plain.fingerprint
 
 
 @pytest.mark.parametrize("column", ["id", "image", "label"])
@@ -201,27 +201,27 @@ def test_a_shard_that_is_damaged_inside_is_refused(tmp_path):
 
 
 def test_one_byte_of_one_image_changes_the_fingerprint(tmp_path):
-    plain = shards.read_rows(write(tmp_path / "a.parquet")).fingerprint()
+    plain = shards.read_rows(write(tmp_path / "a.parquet")).fingerprint
     changed = images([*BYTES[:9], BYTES[9][:-1] + b"x"])
-    assert shards.read_rows(write(tmp_path / "a.parquet", image=changed)).fingerprint() != plain
-    assert shards.read_rows(write(tmp_path / "a.parquet")).fingerprint() == plain
+    assert shards.read_rows(write(tmp_path / "a.parquet", image=changed)).fingerprint != plain
+    assert shards.read_rows(write(tmp_path / "a.parquet")).fingerprint == plain
 
 
 @pytest.mark.parametrize("column, values", [("label", LABELS[::-1]), ("id", IDS[::-1])])
 def test_labels_and_ids_are_in_the_fingerprint(tmp_path, column, values):
-    plain = shards.read_rows(write(tmp_path / "a.parquet")).fingerprint()
+    plain = shards.read_rows(write(tmp_path / "a.parquet")).fingerprint
     changed = shards.read_rows(write(tmp_path / "b.parquet", **{column: values}))
-    assert changed.fingerprint() != plain
+    assert changed.fingerprint != plain
 
 
 @pytest.mark.parametrize("group, cuts", [(1, [0, 10]), (10, [0, 3, 4, 10]), (4, [0, 0, 9, 10])])
 def test_how_rows_are_cut_is_not_in_the_fingerprint(tmp_path, group, cuts):
-    plain = shards.read_rows(write(tmp_path / "plain.parquet")).fingerprint()
+    plain = shards.read_rows(write(tmp_path / "plain.parquet")).fingerprint
     for number, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
         part = {"id": pa.array(IDS[start:stop], pa.string()), "image": images(BYTES[start:stop])}
         label = pa.array(LABELS[start:stop], pa.int64())
         write(tmp_path / f"part-{number}.parquet", group=group, label=label, **part)
-    assert shards.read_rows(f"{tmp_path}/part-*").fingerprint() == plain
+    assert shards.read_rows(f"{tmp_path}/part-*").fingerprint == plain
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_how_rows_are_cut_is_not_in_the_fingerprint(tmp_path, group, cuts):
     ids=lambda value: getattr(value, "type", value),
 )
 def test_the_types_of_other_writers_are_read(tmp_path, column, values):
-    plain = shards.read_rows(write(tmp_path / "a.parquet")).fingerprint()
+    plain = shards.read_rows(write(tmp_path / "a.parquet")).fingerprint
     # In one row group: Arrow 26 cannot cut a view that lies in a struct.
     other = shards.read_rows(write(tmp_path / "b.parquet", group=10, **{column: values}))
-    assert other.fingerprint() == plain
+    assert other.fingerprint == plain
 
 
 def test_numbers_may_be_ids(tmp_path):
@@ -266,7 +266,7 @@ def test_the_parquet_of_datasets_is_read(tmp_path):
     written.to_parquet(tmp_path / "a.parquet")
     rows = shards.read_rows(str(tmp_path / "a.parquet"))
     plain = shards.read_rows(write(tmp_path / "b.parquet"))
-    assert rows.fingerprint() == plain.fingerprint()
+    assert rows.fingerprint == plain.fingerprint
     assert rows.note == ""
 
 
@@ -274,7 +274,7 @@ def test_the_parquet_of_pandas_is_read(tmp_path):
     values = {"id": IDS, "image": images().to_pylist(), "label": LABELS}
     pa.Table.from_pydict(values).to_pandas().to_parquet(tmp_path / "a.parquet")
     rows = shards.read_rows(str(tmp_path / "a.parquet"))
-    assert rows.fingerprint() == shards.read_rows(write(tmp_path / "b.parquet")).fingerprint()
+    assert rows.fingerprint == shards.read_rows(write(tmp_path / "b.parquet")).fingerprint
 
 
 def test_the_note_of_any_shard_is_kept(tmp_path):

@@ -150,7 +150,7 @@ def _about(source: str, rows: shards.Rows, *, seconds: float) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "source": source,
         "note": rows.note,
-        "fingerprint": rows.fingerprint(),
+        "fingerprint": rows.fingerprint,
         "num_shards": len({block.path for block in rows.blocks}),
         "time": now.isoformat(timespec="seconds"),
         "wall_seconds": round(seconds, 1),

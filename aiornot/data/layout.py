@@ -94,7 +94,7 @@ def settings_of(
 ) -> str:
     """Return all that decides the content of a file, as text: equal if and only if it is."""
     values = dataclasses.asdict(profile) | {"seed": seed, "near_duplicates": near_duplicates}
-    return json.dumps(values | {"fingerprint": rows.fingerprint()}, sort_keys=True)
+    return json.dumps(values | {"fingerprint": rows.fingerprint}, sort_keys=True)
 
 
 def check_space(folder: Path, layout: Layout, *, litter: Sequence[Path] = ()) -> None:
@@ -127,7 +127,7 @@ def create(path: Path, layout: Layout, settings: str) -> None:
             labels={split: labels[members] for split, members in plan.items()},
             ids=layout.ids(),
             attributes={
-                "fingerprint": layout.rows.fingerprint(),
+                "fingerprint": layout.rows.fingerprint,
                 "profile": profile.name,
                 "geometry": profile.geometry,
                 "resample": profile.resample,

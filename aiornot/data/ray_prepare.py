@@ -85,7 +85,7 @@ def prepare(
             "--out"
         )
     job = _Job(source, path, rows, profile, settings, seed, near_duplicates, progress)
-    hashes = duplicates.read_hashes(job.hashes_path, rows.fingerprint())
+    hashes = duplicates.read_hashes(job.hashes_path, rows.fingerprint)
     hashing = near_duplicates is not None and hashes is None
     first = job.layout(job.clusters(hashes))
     _make_folder(out)
@@ -93,7 +93,9 @@ def prepare(
     header = json.dumps({"settings": settings, "hashing": hashing})
     with Journal.locked(path.with_suffix(".h5.journal"), header) as journal:
         temporary = job.open(first, journal, header)
+        progress("starting Ray", 0, 1)
         with ray_session.connected(num_cpus=num_cpus):
+            progress("starting Ray", 1, 1)
             ray_decode.write_images(temporary, first, journal, hashing=hashing, progress=progress)
         if hashing:
             hashes = journal.hashes(len(rows.ids))
@@ -101,7 +103,7 @@ def prepare(
         facts = job.close(temporary, first, job.clusters(hashes), journal.rejected(), max_rejected)
         if hashing and hashes is not None:
             # Last: an interrupted run goes on from its journal, in the order of unknown hashes.
-            duplicates.write_hashes(job.hashes_path, rows.fingerprint(), hashes)
+            duplicates.write_hashes(job.hashes_path, rows.fingerprint, hashes)
         journal.path.unlink()
     return dataclasses.replace(_summary(path, facts, skipped=False), replaced=replaced)
 
@@ -122,7 +124,7 @@ class _Job:
     @property
     def hashes_path(self) -> Path:
         """Where the hashes of these rows are kept, for the other profiles."""
-        return self.path.parent / f"hashes-{self.rows.fingerprint()[:8]}.json"
+        return self.path.parent / f"hashes-{self.rows.fingerprint[:8]}.json"
 
     def clusters(self, hashes: Sequence[bytes | None] | None) -> splits.Rows:
         known = [None] * len(self.rows.ids) if hashes is None else hashes

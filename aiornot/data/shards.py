@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,9 @@ class Rows:
     note: str
     """What the source says of itself, e.g. that it is synthetic; kept wherever scores are kept."""
 
+    @cached_property
     def fingerprint(self) -> str:
+        """Of ids, labels and images, in their order; how they are cut into shards is not in it."""
         digest = hashlib.sha256()
         for row in zip(self.ids, self.labels.tolist(), self.hashes, strict=True):
             digest.update(json.dumps(row).encode())
