@@ -158,7 +158,7 @@ def _preprocessing(trained: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(config: TrainConfig, *, size: int, weights: Path) -> nn.Module:
     """Build the model as training did, without fetching weights, and load its own."""
-    module = model.build(dataclasses.replace(config, pretrained=False), size=size)
+    module = model.skeleton(config, size=size)
     try:
         module.load_state_dict(load_file(weights))
     except FileNotFoundError:
@@ -214,6 +214,8 @@ def _write_timm(
         arguments["drop_path_rate"] = config.drop_path_rate
     if settings.get("fixed_input_size"):
         arguments["img_size"] = prepared["size"]
+    if config.stem_stride:  # timm knows no such argument: better it refuses than computes nonsense
+        arguments["stem_stride"] = config.stem_stride
     settings |= {
         "input_size": (3, prepared["size"], prepared["size"]),
         "test_input_size": None,

@@ -1,5 +1,6 @@
 """From a configuration to a timm model, its head, its parameter groups, optimizer and schedule."""
 
+import dataclasses
 import difflib
 import math
 from typing import Any
@@ -11,6 +12,7 @@ from timm.optim._param_groups import param_groups_layer_decay, param_groups_weig
 from torch import nn
 
 from aiornot.config import InputError, TrainConfig
+from aiornot.training import thaw, weights
 
 HEAD_STD = 0.01
 """timm's own initialisation of a one-output EfficientNet head starts at a loss of 5, not ln 2."""
@@ -20,47 +22,71 @@ def build(config: TrainConfig, *, size: int, prior: float = 0.5) -> nn.Module:
     """Create the model with one logit, for images of ``size`` x ``size`` pixels.
 
     Args:
-        config: The fields ``model``, ``pretrained``, ``global_pool`` and the drop rates are used.
+        config: Its fields up to ``weights`` are used.
         size: Side of the images in pixels; fixed-size models (ViT, Swin) are built for it.
         prior: Share of generated images, from which the head's bias starts.
 
     Raises:
-        InputError: Unknown name, unsupported pooling, or weights that cannot be fetched.
+        InputError: Unknown name, unsupported pooling or stem, or weights that cannot be had.
     """
-    model = _create(config, size=size, pretrained=config.pretrained)
+    _check_name(config.model)
+    with weights.source(config) as overlay:
+        model = _create(config, size=size, pretrained=bool(overlay) or config.pretrained, **overlay)
+    if config.weights is None:
+        settings: Any = model.pretrained_cfg
+        settings.pop("file", None)  # a place in the cache
     _init_head(model, prior)
     return model
+
+
+def skeleton(config: TrainConfig, *, size: int) -> nn.Module:
+    """Create the model as ``build`` does, for weights that are loaded next instead of its first."""
+    return build(dataclasses.replace(config, pretrained=False, weights=None), size=size)
 
 
 def check(config: TrainConfig, *, size: int) -> None:
     """Refuse a model that cannot be built, without allocating or fetching any weight.
 
     Raises:
-        InputError: As ``build``.
+        InputError: As ``build``, or timm does not know the stages that ``unfreeze`` needs.
     """
-    with torch.device("meta"):
-        _create(config, size=size, pretrained=False)
-
-
-def _create(config: TrainConfig, *, size: int, pretrained: bool) -> nn.Module:
     _check_name(config.model)
+    weights.check(config)
+    with torch.device("meta"):
+        model = _create(config, size=size, pretrained=False)
+        if config.global_pool == "catavgmax" and (config.pretrained or config.weights):
+            plain = dataclasses.replace(config, global_pool="avg")
+            _check_widths(model, _create(plain, size=size, pretrained=False), config)
+    if config.unfreeze:
+        thaw.parts(model)
+
+
+def _create(config: TrainConfig, *, size: int, pretrained: bool, **overlay: Any) -> nn.Module:
     options: dict[str, Any] = {"global_pool": config.global_pool, "drop_rate": config.drop_rate}
     if config.drop_path_rate:  # a few models do not know the argument
         options["drop_path_rate"] = config.drop_path_rate
     if _has_fixed_size(config.model):
         options["img_size"] = size
     try:
-        return timm.create_model(config.model, pretrained=pretrained, num_classes=1, **options)
-    except (AssertionError, TypeError, ValueError) as error:
+        model = timm.create_model(
+            config.model,
+            pretrained=pretrained,
+            num_classes=1,
+            pretrained_cfg_overlay=overlay,
+            **options,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # of the network's client, too
+        if pretrained and not isinstance(error, AssertionError | TypeError | ValueError):
+            raise weights.refusal(config, weights.first_line(error)) from None
         raise InputError(
             f"model={config.model!r} cannot be built with global_pool={config.global_pool!r}, "
             f"drop_path_rate={config.drop_path_rate:g} at {size} px: {error}"
         ) from None
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"the pretrained weights of {config.model!r} cannot be had ({_first_line(error)}); "
-            "check the network and HF_HOME, or train from scratch with --set pretrained=false"
-        ) from None
+    if config.stem_stride:
+        _widen_stem(model, config.model)
+    return model
 
 
 def _check_name(name: str) -> None:
@@ -79,17 +105,58 @@ def _has_fixed_size(name: str) -> bool:
     return bool(settings and settings.fixed_input_size)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+def _widen_stem(model: nn.Module, name: str) -> None:
+    """Give the first convolution stride 1: no trace of a generator is lost to down-sampling.
+
+    The weights keep their shapes; every feature map is twice as wide and high.
+    """
+    named = model.pretrained_cfg["first_conv"]  # type: ignore[index]
+    # Parallel branches, as in RepVGG, are several.
+    names = [named] if isinstance(named, str) else list(named or ())
+    convolutions = [model.get_submodule(each) for each in names]
+    reason = _why_no_stem(convolutions, has_fixed_size=_has_fixed_size(name))
+    if reason:
+        raise InputError(
+            f"model={name!r} cannot have stem_stride=1: {reason}; it is for models that begin with "
+            "an overlapping convolution of stride 2: ResNet, RegNet, MobileNet, EfficientNet"
+        )
+    for convolution in convolutions:
+        convolution.stride = (1, 1)  # type: ignore[assignment]
+
+
+def _why_no_stem(convolutions: list[nn.Module], *, has_fixed_size: bool) -> str | None:
+    known = [each for each in convolutions if isinstance(each, nn.Conv2d)]
+    if not known or len(known) < len(convolutions):
+        return "timm names no first convolution"
+    kernel, stride = known[0].kernel_size[0], known[0].stride[0]
+    if stride == 1:
+        return "its first convolution keeps every pixel already"
+    if kernel <= stride:
+        return f"it cuts the image into patches of {kernel} x {kernel} pixels"
+    if stride != 2:
+        return f"its first convolution has stride {stride}"
+    if has_fixed_size:
+        return "its attention is built for one size of its feature maps"
+    return None
+
+
+def _check_widths(wide: nn.Module, plain: nn.Module, config: TrainConfig) -> None:
+    """Refuse a doubled width that reaches beyond the head, where pretrained weights do not fit."""
+    shapes, head = wide.state_dict(), weights.classifiers(wide)
+    for name, tensor in plain.state_dict().items():
+        if shapes[name].shape != tensor.shape and name.rpartition(".")[0] not in head:
+            raise InputError(
+                f"model={config.model!r} cannot have global_pool={config.global_pool!r} with "
+                f"pretrained weights: theirs of {name} are made for half the width; use avg or max"
+            )
 
 
 def _init_head(model: nn.Module, prior: float) -> None:
-    head = model.get_classifier()  # type: ignore[operator]
-    layers = [module for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    assert layers, f"no linear layer in the head {head}"
-    nn.init.normal_(layers[-1].weight, std=HEAD_STD)
-    if layers[-1].bias is not None:
-        nn.init.constant_(layers[-1].bias, math.log(prior / (1 - prior)))
+    for name in weights.classifiers(model):
+        layer: Any = model.get_submodule(name)
+        nn.init.normal_(layer.weight, std=HEAD_STD)
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, math.log(prior / (1 - prior)))
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

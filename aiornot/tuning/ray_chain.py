@@ -129,7 +129,7 @@ def _check_models(stages: Sequence[Stage], options: Options) -> None:
         try:
             for config in models(stage):
                 model.check(config, size=size)
-                if config.pretrained and config.model not in fetched:
+                if (config.pretrained or config.weights) and config.model not in fetched:
                     options.say(f"{stage.name}: looking for the weights of {config.model}")
                     model.build(config, size=size)
                     fetched.add(config.model)
