@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss, roc_auc_score
 
-from aiornot.config import TICKS, InputError, TrainConfig
+from aiornot.config import TICKS, InputError, TrainConfig, WorkError
 from aiornot.training import loader, loop, model
 
 BASE = {"model": "test_resnet.r160_in1k", "pretrained": False, "epochs": 2, "batch_size": 8}
@@ -30,6 +30,11 @@ AUGMENTED = {
     "saturation": 0.2,
     "hue": 0.1,
     "sharpness": 0.5,
+    "dihedral": True,
+    "rescale": 0.3,
+    "blur": 0.3,
+    "jpeg": 0.3,
+    "re_prob": 0.3,
 }
 
 # 99 images in batches of 14 are 7 steps, 3 epochs of them 21: ticks end in the midst of epochs.
@@ -45,6 +50,8 @@ EVERYTHING = AUGMENTED | {
     "clip_grad": 0.5,
     "layer_decay": 0.8,
     "label_smoothing": 0.1,
+    "unfreeze": 0.5,
+    "micro_batch_size": 5,
 }
 
 
@@ -338,6 +345,55 @@ def test_bfloat16_trains_on_a_cpu(easy):
     assert follow(BASE | {"precision": "bf16", "lr": 5e-3}, easy)[-1]["val/auroc"] > 0.9
 
 
+NORM_FREE = BASE | {"model": "test_vit.r160_in1k", "clip_grad": 1.0, "label_smoothing": 0.1}
+"""Without batch norm, which sees micro-batches, it does not matter how a batch is cut."""
+
+
+def last_of(reports: list[dict[str, float]]) -> dict[str, float]:
+    return {key: reports[-1][key] for key in ("train/loss", "val/log_loss", "val/auroc")}
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_micro_batches_add_up_to_the_batch(easy, size):
+    whole = follow(NORM_FREE, easy)
+    parts = follow(NORM_FREE | {"micro_batch_size": size}, easy)
+    assert last_of(parts) == pytest.approx(last_of(whole), abs=1e-4)
+
+
+def crowded(monkeypatch, most: int) -> list[int]:
+    """Have the model run out of memory with more than so many images; note what it was given."""
+    build, seen = model.build, []
+
+    def built(*arguments: Any, **options: Any) -> torch.nn.Module:
+        module = build(*arguments, **options)
+
+        def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if module.training:
+                seen.append(len(inputs[0]))
+                if len(inputs[0]) > most:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+
+        module.register_forward_pre_hook(refuse)
+        return module
+
+    monkeypatch.setattr(model, "build", built)
+    return seen
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(easy, monkeypatch):
+    whole = follow(NORM_FREE, easy)
+    seen = crowded(monkeypatch, 3)
+    reports = follow(NORM_FREE, easy)
+    assert seen[:6] == [8, 4, 2, 2, 2, 2] and max(seen[3:]) == 2
+    assert last_of(reports) == pytest.approx(last_of(whole), abs=1e-4)
+
+
+def test_one_image_that_does_not_fit_ends_the_run_with_a_hint(easy, monkeypatch):
+    crowded(monkeypatch, 0)
+    with pytest.raises(WorkError, match="out of memory with 1 images at a time.*micro_batch_size"):
+        follow(NORM_FREE, easy)
+
+
 def test_no_step_reads_a_value_back_to_the_host(easy, monkeypatch):
     values = EVERYTHING | {"batch_size": 33, "epochs": 16}  # three steps to a tick
     run = loop._start(TrainConfig.from_dict(values), easy, CPU)
@@ -398,7 +454,14 @@ def test_any_run_resumes_at_any_tick_to_the_bit(easy, tmp_path_factory, values, 
 
 
 # Without batch statistics and random layers the number of ranks changes nothing but rounding.
-RANKED = BASE | {"model": "test_vit.r160_in1k", "hflip": 0.5, "degrees": 10.0, "clip_grad": 1.0}
+RANKED = BASE | {
+    "model": "test_vit.r160_in1k",
+    "hflip": 0.5,
+    "degrees": 10.0,
+    "clip_grad": 1.0,
+    "unfreeze": 0.5,
+    "micro_batch_size": 4,
+}
 # With them, the ranks must at least agree on the weights that are scored and kept.
 NORMED = BASE | {"lr": 1e-2, "ema_decay": 0.8, "drop_rate": 0.2}
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from aiornot.config import TICKS, InputError, TrainConfig
+from aiornot.config import TICKS, InputError, TrainConfig, WorkError
 from aiornot.data import hdf5
-from aiornot.training import augment, loader, metrics, model
+from aiornot.training import augment, loader, metrics, model, thaw
 
 Report = Callable[[dict[str, float], Path | None], None]
 
@@ -64,7 +64,7 @@ def train(
     Raises:
         InputError: The configuration does not fit the data, the model or the checkpoint.
     """
-    run = _start(config, data, device)
+    run = _start(config, data, device, is_fresh=checkpoint is None)
     if checkpoint is not None:
         _resume(run, checkpoint)
         report(dict(run.reported), None)
@@ -90,6 +90,7 @@ class _Run:
     """The bare model; ``parallel`` may wrap it."""
     parallel: nn.Module
     ema: ModelEmaV3 | None
+    thawing: thaw.Thaw
     adamw: torch.optim.AdamW
     schedule: torch.optim.lr_scheduler.OneCycleLR
     scaler: torch.amp.GradScaler
@@ -99,6 +100,8 @@ class _Run:
     std: torch.Tensor
     steps_per_epoch: int
     parameters: list[nn.Parameter]
+    micro_batch: int
+    """Images of this rank in memory at once."""
     tick: int = 0
     best: float = 0.0
     best_tick: int = 0
@@ -113,14 +116,17 @@ class _Run:
         return math.ceil(self.num_steps * tick / TICKS)
 
 
-def _start(config: TrainConfig, data: Path, device: torch.device) -> _Run:
+def _start(config: TrainConfig, data: Path, device: torch.device, *, is_fresh: bool = True) -> _Run:
     torch.manual_seed(config.seed)
     _prepare_backend(device)
     train_split = loader.Split(data, "train", device=device, fraction=config.train_fraction)
     val_split = loader.Split(data, "val", device=device)
     _check_sizes(config, train_split, val_split, data)
     prior = float(train_split.labels.mean())
-    module = model.build(config, size=train_split.size, prior=prior)
+    if is_fresh:
+        module = model.build(config, size=train_split.size, prior=prior)
+    else:  # a resumed run needs neither the network nor the file of the first weights
+        module = model.skeleton(config, size=train_split.size)
     module = module.to(device).to(memory_format=torch.channels_last)
     steps_per_epoch = len(train_split) // config.batch_size
     adamw = model.optimizer(module, config)
@@ -135,6 +141,8 @@ def _start(config: TrainConfig, data: Path, device: torch.device) -> _Run:
         module=module,
         parallel=_wrap(module, device),
         ema=ModelEmaV3(module, decay=config.ema_decay) if config.ema_decay else None,
+        # Made after the optimizer: its groups are those of a model of which all learns.
+        thawing=thaw.Thaw(module, config, num_steps=steps_per_epoch * config.epochs),
         adamw=adamw,
         schedule=model.schedule(adamw, config, num_steps=steps_per_epoch * config.epochs),
         # 500 and not torch's 2000: a trial has a few thousand steps to recover from a back-off.
@@ -147,6 +155,7 @@ def _start(config: TrainConfig, data: Path, device: torch.device) -> _Run:
         std=torch.tensor(std, device=device),
         steps_per_epoch=steps_per_epoch,
         parameters=[p for group in adamw.param_groups for p in group["params"]],
+        micro_batch=max(1, (config.micro_batch_size or config.batch_size) // world_size()),
     )
 
 
@@ -222,6 +231,8 @@ def _train_tick(run: _Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     loss_sum = torch.zeros((), device=run.device)
     logits, labels = [], []
     for step, images, targets in _batches(run, first, last):
+        if run.thawing.at(step):
+            run.parallel = _wrap(run.module, run.device)
         loss, output = _step(run, step, images, targets)
         loss_sum += loss
         logits.append(output)
@@ -254,12 +265,8 @@ def _step(
         mean=run.mean,
         std=run.std,
     )
-    with _autocast(run):
-        logits = run.parallel(inputs)
-    logits = logits.float().flatten()
     targets = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
-    loss = F.binary_cross_entropy_with_logits(logits, targets)
-    run.scaler.scale(loss).backward()
+    loss, logits = _fitting(run, inputs, targets)
     if config.clip_grad is not None:
         run.scaler.unscale_(run.adamw)
         nn.utils.clip_grad_norm_(run.parameters, config.clip_grad, foreach=True)
@@ -270,7 +277,53 @@ def _step(
         run.schedule.step()
     if run.ema is not None:
         run.ema.update(run.module)
-    return loss.detach(), logits.detach()
+    return loss, logits
+
+
+def _fitting(
+    run: _Run, inputs: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add up the gradients of a batch, in micro-batches that are halved until they fit."""
+    while True:
+        try:
+            return _gradients(run, inputs, targets)
+        except torch.OutOfMemoryError as error:
+            # The other ranks wait in a collective call that this one has left.
+            if run.micro_batch == 1 or world_size() > 1:
+                raise WorkError(
+                    f"out of memory with {run.micro_batch} images at a time on each worker: give "
+                    "a smaller micro_batch_size (gradients add up, batch_size stays), or less size"
+                ) from error
+        # Not in the handler: its traceback holds the tensors that are to go.
+        run.adamw.zero_grad(set_to_none=True)
+        run.micro_batch = math.ceil(run.micro_batch / 2)
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _gradients(
+    run: _Run, inputs: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean loss () and the logits (n,) of a batch, its gradients added up."""
+    losses, outputs = [], []
+    parts = list(zip(inputs.split(run.micro_batch), targets.split(run.micro_batch), strict=True))
+    for number, (part, wanted) in enumerate(parts):
+        with _synchronised(run, last=number == len(parts) - 1):
+            with _autocast(run):
+                output = run.parallel(part)
+            logits = output.float().flatten()
+            loss = F.binary_cross_entropy_with_logits(logits, wanted) * (len(part) / len(inputs))
+            run.scaler.scale(loss).backward()
+        losses.append(loss.detach())
+        outputs.append(logits.detach())
+    return torch.stack(losses).sum(), torch.cat(outputs)
+
+
+def _synchronised(run: _Run, *, last: bool) -> AbstractContextManager[Any]:
+    """Have DDP exchange gradients once per batch, with its last micro-batch."""
+    if last or world_size() == 1:
+        return nullcontext()
+    return run.parallel.no_sync()  # type: ignore[operator, no-any-return]
 
 
 def _draws(run: _Run, step: int) -> torch.Tensor:
@@ -279,8 +332,8 @@ def _draws(run: _Run, step: int) -> torch.Tensor:
     Drawn for the global batch and then cut, so that the number of ranks changes nothing.
     """
     generator = torch.Generator(run.device).manual_seed(run.config.seed * 1_000_003 + step)
-    shape = (run.config.batch_size, augment.NUM_DRAWS)
-    return torch.rand(shape, generator=generator, device=run.device)[rank() :: world_size()]
+    draws = augment.draw(run.config.batch_size, generator=generator)
+    return draws[rank() :: world_size()]
 
 
 def _autocast(run: _Run) -> AbstractContextManager[Any]:
@@ -370,11 +423,11 @@ def evaluate(
     count = len(split)
     share = math.ceil(count / world_size())
     # The last rank's share may be short; the padding is cut off again below.
-    mine = torch.arange(count)[rank() * share : (rank() + 1) * share]
+    mine = range(count)[rank() * share : (rank() + 1) * share]
     logits = torch.zeros(share, device=split.device)
     done = 0
     enabled = dtype != torch.float32
-    for images, labels in split.batches(list(mine.split(batch_size)) if len(mine) else []):
+    for images, labels in split.batches(loader.in_order(mine, batch_size)):
         inputs = augment.normalize(images, mean=mean, std=std)
         with torch.autocast(split.device.type, dtype=dtype, enabled=enabled):
             output = module(inputs)
@@ -401,6 +454,7 @@ def _save(run: _Run, folder: Path) -> None:
         "tick": run.tick,
         "best": run.best,
         "best_tick": run.best_tick,
+        "micro_batch": run.micro_batch,
         "model": run.module.state_dict() if run.ema is not None else None,
         "optimizer": run.adamw.state_dict(),
         "schedule": run.schedule.state_dict(),
@@ -462,4 +516,5 @@ def _resume(run: _Run, folder: Path) -> None:
     if state["cuda_rng"] is not None:
         torch.cuda.set_rng_state(state["cuda_rng"].cpu(), run.device)
     run.tick, run.best, run.best_tick = state["tick"], state["best"], state["best_tick"]
+    run.micro_batch = state["micro_batch"]
     run.reported = json.loads((folder / METRICS).read_text(encoding="utf-8"))
