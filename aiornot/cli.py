@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -221,6 +222,15 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, a field of TrainConfig.")
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="First weights from a safetensors file, without network.")
+    ] = None,
+    overfit_one_batch: Annotated[
+        bool, typer.Option("--overfit-one-batch", help="Can the model learn one batch by heart?")
+    ] = False,
+    profiler: Annotated[
+        Path | None, typer.Option(help="Folder for a torch trace of a few steps.")
+    ] = None,
     device: DeviceOption = "auto",
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
 ) -> None:
@@ -231,11 +241,15 @@ def train(
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, job, model, track
+    from aiornot.training import checkpoints, job, model, trace, track
     from aiornot.tuning.ledger import Ledger
 
     config = TrainConfig.from_settings(settings or [])
+    if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
+        config = dataclasses.replace(config, weights=str(weights.absolute()))
     path = _prepared(data, profile)
+    if overfit_one_batch:
+        config = job.one_batch(config, num_train=hdf5.slots(path)["train"].count)
     attributes = hdf5.attributes(path)
     model.check(config, size=int(attributes["size"]))
     place = _device(device)
@@ -260,13 +274,23 @@ def train(
             tracker.tick(run_id, metrics)
 
         root = ledger.trial_folder(trial.id)
-        job.run(trial.config, data=path, device=place, root=root, tell=tell)
+        with trace.profiled(profiler) if profiler else nullcontext():
+            job.run(trial.config, data=path, device=place, root=root, tell=tell)
         ledger.end(trial)
         tracker.end(run_id, {"state": trial.state, "score": trial.score})
     if hint := tracker.close():
         console.say(hint)
     if trial.state != "finished":
         raise WorkError(f"{out}: the trial {trial.state}: {trial.reason}")
+    if overfit_one_batch:
+        loss = trial.last("train/loss")
+        if loss > job.BY_HEART:
+            raise WorkError(
+                f"{out}: after {config.epochs} steps on one batch the loss is {loss:.4f}, above "
+                f"{job.BY_HEART}: raise lr, or look for what keeps this model from learning"
+            )
+        console.say(f"one batch is known by heart: loss {loss:.4f} after {config.epochs} steps")
+        return
     best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
     lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
     folder = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)

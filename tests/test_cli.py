@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_verb
+from safetensors.torch import load_file
 
 from aiornot import cli, console
 from aiornot.data import demo
@@ -71,7 +72,64 @@ def test_the_options_are_frozen():
     """A new hyper-parameter goes into TrainConfig and not onto the command line."""
     help_text = run_verb("train", "--help").out
     options = sorted({word for word in help_text.split() if word.startswith("--")})
-    assert options == ["--data", "--device", "--help", "--out", "--profile", "--set", "--wandb"]
+    assert options == [
+        "--data",
+        "--device",
+        "--help",
+        "--out",
+        "--overfit-one-batch",
+        "--profile",
+        "--profiler",
+        "--set",
+        "--wandb",
+        "--weights",
+    ]
+
+
+@pytest.mark.timeout(120)
+def test_one_batch_is_learnt_by_heart_and_traced(here):
+    result = run_verb(
+        *("train", "--data", "prepared", "--out", "run", *QUICK, "--set", "jpeg=0.5"),
+        *("--overfit-one-batch", "--profiler", "trace"),
+    )
+    assert result.code == 0 and "one batch is known by heart: loss 0.0" in result.err, result.err
+    assert not (here / "run/bundle").exists()  # it knows nothing else
+    trace = json.loads((here / "trace/trace.json").read_text())["traceEvents"]
+    steps = [event for event in trace if event.get("name", "").startswith("ProfilerStep")]
+    assert len(steps) >= 4 and any("conv" in event.get("name", "") for event in trace)
+
+
+def test_a_batch_that_cannot_be_learnt_by_heart_is_a_failure(here):
+    result = run_verb(
+        *("train", "--data", "prepared", "--out", "run", *QUICK, "--set", "lr=1e-9"),
+        "--overfit-one-batch",
+    )
+    assert result.code == 1 and is_one_sentence(result.err), result.err
+    assert "after 200 steps on one batch the loss is 0.6" in result.err
+
+
+@pytest.mark.timeout(120)
+def test_weights_come_from_a_file(here):
+    """Of another run here, whose head is left behind."""
+    first = run_verb("train", "--data", "prepared", "--out", "first", *QUICK)
+    assert first.code == 0, first.err
+    result = run_verb(
+        *("train", "--data", "prepared", "--out", "second", *QUICK),
+        *("--weights", "first/bundle", "--set", "lr=1e-9"),
+    )
+    assert result.code == 0, result.err
+    one, two = (load_file(here / run / "bundle/model.safetensors") for run in ("first", "second"))
+    moved = {name: float((one[name] - two[name]).abs().max()) for name in one}
+    assert all(moved[name] < 1e-6 for name, value in one.items() if value.ndim == 4)
+    assert moved["fc.weight"] > 1e-3
+    kept = json.loads((here / "second/trials/train-000.json").read_text())["config"]["weights"]
+    assert kept == str(here / "first/bundle")
+
+
+def test_weights_that_are_not_there_are_one_sentence_and_nothing_is_written(here):
+    result = run_verb("train", "--data", "prepared", "--out", "run", "--weights", "nowhere.pt")
+    assert result.code == 2 and is_one_sentence(result.err) and "nowhere.pt" in result.err
+    assert not (here / "run").exists()
 
 
 BAD_SOURCES = {
