@@ -13,9 +13,10 @@ def environment(*packages: str) -> dict[str, str]:
     """Return what the figures depend on: machine, versions of these packages, commit, date."""
     models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    processor = (models or [platform.machine()])[0]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     return {
-        "machine": f"{(models or [platform.machine()])[0]}, {os.cpu_count()} cores, {memory:.0f} GB",
+        "machine": f"{processor}, {os.cpu_count()} cores, {memory:.0f} GB",
         "versions": ", ".join([f"python {platform.python_version()}", *versions]),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
