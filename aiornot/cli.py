@@ -223,7 +223,7 @@ def train(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, a field of TrainConfig.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="First weights from a safetensors file, without network.")
+        Path | None, typer.Option(help="First weights from a file, or a bundle's folder.")
     ] = None,
     overfit_one_batch: Annotated[
         bool, typer.Option("--overfit-one-batch", help="Can the model learn one batch by heart?")
@@ -241,17 +241,22 @@ def train(
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, job, model, trace, track
+    from aiornot.training import checkpoints, job, loop, model, trace, track
     from aiornot.tuning.ledger import Ledger
 
     config = TrainConfig.from_settings(settings or [])
     if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
         config = dataclasses.replace(config, weights=str(weights.absolute()))
     path = _prepared(data, profile)
+    num_train = hdf5.slots(path)["train"].count
     if overfit_one_batch:
-        config = job.one_batch(config, num_train=hdf5.slots(path)["train"].count)
+        config = job.one_batch(config, num_train=num_train)
+    for name, folder in (("--out", out), ("--profiler", profiler)):
+        if folder is not None and folder.is_file():
+            raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
     attributes = hdf5.attributes(path)
     model.check(config, size=int(attributes["size"]))
+    loop.check_steps(config, num_train=round(num_train * config.train_fraction), data=path)
     place = _device(device)
     tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
     ledger = Ledger(str(out), observers=[console.Events("train", 1, each_tick=True)])
@@ -293,8 +298,8 @@ def train(
         return
     best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
     lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
-    folder = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)
-    _print_bundle(folder)
+    delivered = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)
+    _print_bundle(delivered)
 
 
 def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:

@@ -51,11 +51,13 @@ def _open(path: str) -> tuple[fs.FileSystem, str]:
         from aiornot import hub  # takes a quarter of a second
 
         return hub.connect(path)
+    if scheme != "s3":  # gs:// among them: without a network Arrow would try for minutes
+        raise InputError(f"{path}: use a local path, s3:// or hf://")
     try:
         # A name may hold what an address may not: spaces, brackets, a percent sign.
         system, inner = fs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}")
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: {error}; use a local path, s3://, gs:// or hf://") from None
+        raise InputError(f"{path}: {error}") from None
     return system, inner
 
 
@@ -182,6 +184,8 @@ def find(source: str, *, suffix: str) -> list[str]:
     Raises:
         InputError: Nothing is there, no file with that suffix, or it cannot be reached.
     """
+    if not source.strip():
+        raise InputError("the source is empty: name a file, a folder, a glob, s3:// or hf://")
     try:
         found = _find(source, suffix)
     except InputError:

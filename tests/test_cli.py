@@ -126,6 +126,22 @@ def test_weights_come_from_a_file(here):
     assert kept == str(here / "first/bundle")
 
 
+@pytest.mark.parametrize("option", ["--out", "--profiler"])
+def test_a_file_where_a_folder_is_wanted_is_one_sentence(here, option):
+    (here / "file").write_text("precious")
+    out = () if option == "--out" else ("--out", "run")
+    result = run_verb("train", "--data", "prepared", *QUICK, *out, option, "file")
+    assert result.code == 2 and is_one_sentence(result.err), result.err
+    assert f"{option} file: there is a file of that name" in result.err
+    assert not (here / "run").exists() and (here / "file").read_text() == "precious"
+
+
+def test_too_few_steps_are_refused_before_anything_is_written(here):
+    result = run_verb("train", "--data", "prepared", "--out", "run", *QUICK, "--set", "epochs=1")
+    assert result.code == 2 and is_one_sentence(result.err), result.err
+    assert "fewer than the 16 reports" in result.err and not (here / "run").exists()
+
+
 def test_weights_that_are_not_there_are_one_sentence_and_nothing_is_written(here):
     result = run_verb("train", "--data", "prepared", "--out", "run", "--weights", "nowhere.pt")
     assert result.code == 2 and is_one_sentence(result.err) and "nowhere.pt" in result.err

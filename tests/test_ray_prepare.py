@@ -611,6 +611,13 @@ def test_a_share_is_no_percentage(source, out, share):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_of_numpys(source, out, seed):
+    with pytest.raises(InputError, match="--seed .* must lie between 0 and 4294967295"):
+        prepare(source, out, PROFILE, seed=seed)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("size", [0, -32])
 def test_a_size_is_a_number_of_pixels(size):
     with pytest.raises(InputError, match="must be at least 1 pixel"):

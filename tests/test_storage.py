@@ -250,11 +250,12 @@ def test_a_source_with_nothing_there_is_refused(root, name, words):
 @pytest.mark.parametrize(
     "source, words",
     [
-        ("http://example.org/a.parquet", "use a local path, s3://, gs:// or hf://"),
-        ("s4://bucket/a.parquet", "use a local path, s3://, gs:// or hf://"),
+        ("http://example.org/a.parquet", "use a local path, s3:// or hf://"),
+        ("gs://bucket/a.parquet", "use a local path, s3:// or hf://"),
+        ("s4://bucket/a.parquet", "use a local path, s3:// or hf://"),
         ("file:///data/a.parquet", "write a local path without file://"),
         ("s3://bucket/a.parquet?region=eu-west-1", "set AWS_ENDPOINT_URL and AWS_REGION instead"),
-        ("https://huggingface.co/datasets/one/two", "use a local path, s3://, gs:// or hf://"),
+        ("https://huggingface.co/datasets/one/two", "use a local path, s3:// or hf://"),
         ("hf://datasets/one/two/a.parquet?download=true", r"leave out what follows the '\?'$"),
     ],
 )
@@ -314,3 +315,9 @@ def test_nothing_is_set_aside_where_nothing_is(tmp_path):
 def test_an_object_store_sets_nothing_aside():
     with pytest.raises(InputError, match="move the old run away by hand"):
         storage.set_aside("s3://bucket/run")
+
+
+def test_an_empty_source_is_refused():
+    """And not taken for the working folder."""
+    with pytest.raises(InputError, match="the source is empty"):
+        storage.find(" ", suffix=".parquet")

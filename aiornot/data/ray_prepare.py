@@ -73,7 +73,7 @@ def prepare(
             room, or a file in the way that is none of ours.
         WorkError: It stopped half-way; what is done is kept, and the same call goes on.
     """
-    _check_arguments(out, max_rejected, near_duplicates)
+    _check_arguments(out, seed, max_rejected, near_duplicates)
     rows = shards.read_rows(source, progress=progress)
     settings = layout.settings_of(rows, profile, seed=seed, near_duplicates=near_duplicates)
     path = out / f"{profile.name}.h5"
@@ -179,7 +179,11 @@ class _Job:
         return facts
 
 
-def _check_arguments(out: Path, max_rejected: float, near_duplicates: int | None) -> None:
+def _check_arguments(
+    out: Path, seed: int, max_rejected: float, near_duplicates: int | None
+) -> None:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed} must lie between 0 and {2**32 - 1}")
     if not 0 <= max_rejected <= 1:
         raise InputError(f"--max-rejected {max_rejected:g} is a share: give 0 to 1")
     most = duplicates.MAX_DISTANCE

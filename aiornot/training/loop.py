@@ -166,16 +166,25 @@ def _prepare_backend(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def _check_sizes(
-    config: TrainConfig, train_split: loader.Split, val_split: loader.Split, data: Path
-) -> None:
-    steps = len(train_split) // config.batch_size * config.epochs
+def check_steps(config: TrainConfig, *, num_train: int, data: Path) -> None:
+    """Refuse a schedule that is shorter than its reports.
+
+    Raises:
+        InputError: As said.
+    """
+    steps = num_train // config.batch_size * config.epochs
     if steps < TICKS:
         raise InputError(
-            f"{data}: {len(train_split)} training images in batches of {config.batch_size} for "
+            f"{data}: {num_train} training images in batches of {config.batch_size} for "
             f"{config.epochs} epochs are {steps} steps, fewer than the {TICKS} reports of a trial; "
             "lower batch_size or raise epochs or train_fraction"
         )
+
+
+def _check_sizes(
+    config: TrainConfig, train_split: loader.Split, val_split: loader.Split, data: Path
+) -> None:
+    check_steps(config, num_train=len(train_split), data=data)
     if config.batch_size % world_size():
         raise InputError(
             f"batch_size={config.batch_size} does not divide among {world_size()} workers"
