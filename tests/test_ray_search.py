@@ -250,7 +250,7 @@ def killed_after(writes, what, **kwargs) -> MemoryLedger:
     return MemoryLedger(ledger.files)
 
 
-@pytest.mark.parametrize(("sampler", "num_trials"), [("random", 9), ("tpe", 16)])
+@pytest.mark.parametrize(("sampler", "num_trials"), [("random", 10), ("tpe", 16)])
 def test_a_search_killed_at_any_write_ends_as_if_it_had_not_been(sampler, num_trials):
     what = plan(num_trials, sampler=sampler, first=[{"lr": 1e-3}, {"model": "a"}])
     straight = timeless(Tune(what, MemoryLedger()).play().ledger.read())
