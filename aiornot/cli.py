@@ -241,7 +241,7 @@ def train(
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, job, loop, model, trace, track
+    from aiornot.training import checkpoints, job, loader, loop, model, trace, track
     from aiornot.tuning.ledger import Ledger
 
     config = TrainConfig.from_settings(settings or [])
@@ -256,7 +256,8 @@ def train(
             raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
     attributes = hdf5.attributes(path)
     model.check(config, size=int(attributes["size"]))
-    loop.check_steps(config, num_train=round(num_train * config.train_fraction), data=path)
+    wanted = loader.prefix(num_train, config.train_fraction)
+    loop.check_steps(config, num_train=wanted, data=path)
     place = _device(device)
     tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
     ledger = Ledger(str(out), observers=[console.Events("train", 1, each_tick=True)])

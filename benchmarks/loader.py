@@ -16,10 +16,8 @@ where they lie in memory matters; ratios are medians over the rounds, with their
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import tables
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -184,40 +183,9 @@ def summary(rounds: list[dict[str, Spent]], size: int) -> dict[str, Any]:
             "gather / copy": ratios(rounds, "gather", "copy", CPU_TIME),
             "first epoch / copy": ratios(rounds, "ours, first epoch", "copy", CPU_TIME),
         },
-        "about": about(),
+        "about": tables.environment("torch", "numpy", "h5py")
+        | {"load": " ".join(f"{load:.1f}" for load in os.getloadavg())},
     }
-
-
-def about() -> dict[str, str]:
-    """Return what figures depend on: machine, versions, commit."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"numpy {np.__version__}, h5py {h5py.__version__}",
-    }
-
-
-def commit() -> str:
-    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
-    quiet = {"stderr": subprocess.DEVNULL, "text": True}
-    try:
-        head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], **quiet)
-        changed = subprocess.check_output([*git, "status", "--porcelain"], **quiet)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + (" with changes" if changed else "")
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def show(result: dict[str, Any]) -> None:

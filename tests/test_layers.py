@@ -25,6 +25,7 @@ ORDER = [
     "ray_session",
     "data.synthesis",
     "data.demo",
+    "data.jpeg_tables",
     "data.images",
     "data.splits",
     "data.duplicates",

@@ -82,7 +82,7 @@ def _lay_out(
     handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)
     with h5py.File(handle) as file:
         file.attrs.update({"schema_version": SCHEMA_VERSION, "classes": json.dumps(CLASSES)})
-        file.attrs.update({"size": size, **_fixed(attributes)})
+        file.attrs.update({"size": size, **attributes})
         for split in SPLITS:
             group = file.create_group(split)
             _create_images(group, (len(labels[split]), size, size, 3))
@@ -90,14 +90,6 @@ def _lay_out(
             group.create_dataset(
                 "id", data=np.asarray(ids[split], dtype=object), dtype=h5py.string_dtype()
             )
-
-
-def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give hexadecimal digests a fixed length: another of them may then be written in place."""
-    return {
-        key: np.bytes_(value) if isinstance(value, str) and key.endswith("_digest") else value
-        for key, value in values.items()
-    }
 
 
 def _create_images(group: h5py.Group, shape: tuple[int, ...]) -> None:
@@ -178,9 +170,12 @@ def attributes(path: Path) -> dict[str, Any]:
 
 
 def amend(path: Path, values: Mapping[str, Any]) -> None:
-    """Write attributes that ``create`` was given already anew, in place: no other byte moves."""
+    """Write attributes that ``create`` was given already anew, in place: no other byte moves.
+
+    That needs a fixed length: numbers, and text as ``np.bytes_`` of the length it had.
+    """
     with h5py.File(path, "r+") as file:
-        for key, value in _fixed(values).items():
+        for key, value in values.items():
             file.attrs.modify(key, value)
 
 

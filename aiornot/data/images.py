@@ -5,6 +5,8 @@
 
 import dataclasses
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -46,19 +48,11 @@ def decode(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     Raises:
         ValueError: It cannot be decoded; the message is a short reason fit for a list.
     """
-    if not data:
-        raise ValueError("empty: there are no bytes")
-    name = _format(data)
-    try:
-        with _open(data, name) as image:
-            _check_size(image, max_pixels)
-            pixels = _rgb(image, data)
-            # Asked for last: in a PNG the orientation may stand behind the pixels, and Pillow has
-            # turned a TIFF (and forgotten its orientation) by the time it is loaded.
-            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
-    # On strangers' bytes Pillow raises SyntaxError, struct.error, IndexError, OSError and more.
-    except Exception as error:
-        raise ValueError(f"{name}: {_reason(error)}") from error
+    with _opened(data, max_pixels) as (image, content, _):
+        pixels = _rgb(image, content)
+        # Asked for last: in a PNG the orientation may stand behind the pixels, and Pillow has
+        # turned a TIFF (and forgotten its orientation) by the time it is loaded.
+        return np.ascontiguousarray(_upright(pixels, _orientation(image)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,24 +85,37 @@ def header(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
         ValueError: Not an image that ``decode`` would open; the message is a short reason.
     """
+    with _opened(data, max_pixels) as (image, _, name):
+        tables = getattr(image, "quantization", {})
+        return Header(
+            format=name,
+            mode=image.mode,
+            width=image.width,
+            height=image.height,
+            tables=tuple(tuple(tables[key]) for key in sorted(tables)),
+            subsampling=_subsampling(image) if name == "JPEG" else None,
+            exif=any(key in image.info for key in ("exif", "Raw profile type exif")),
+            icc=bool(image.info.get("icc_profile")),
+        )
+
+
+@contextmanager
+def _opened(
+    data: bytes | None, max_pixels: int
+) -> Iterator[tuple[ImageFile.ImageFile, bytes, str]]:
+    """Give an image of bounded size whose header is read, its bytes and the name of its format.
+
+    Whatever goes wrong, here or with what is done to it, is a ValueError with a short reason.
+    """
     if not data:
         raise ValueError("empty: there are no bytes")
     name = _format(data)
     try:
         with _open(data, name) as image:
             _check_size(image, max_pixels)
-            tables = getattr(image, "quantization", {})
-            return Header(
-                format=name,
-                mode=image.mode,
-                width=image.width,
-                height=image.height,
-                tables=tuple(tuple(tables[key]) for key in sorted(tables)),
-                subsampling=_subsampling(image) if name == "JPEG" else None,
-                exif=any(key in image.info for key in ("exif", "Raw profile type exif")),
-                icc=bool(image.info.get("icc_profile")),
-            )
-    except Exception as error:  # of as many kinds as in decode
+            yield image, data, name
+    # On strangers' bytes Pillow raises SyntaxError, struct.error, IndexError, OSError and more.
+    except Exception as error:
         raise ValueError(f"{name}: {_reason(error)}") from error
 
 

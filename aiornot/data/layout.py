@@ -20,7 +20,7 @@ from aiornot.data import duplicates, hdf5, images, shards, splits
 
 POLICY = "StratifiedKFold(10): fold 0 val, folds 1-2 test; duplicates whole"
 
-_NO_FACTS = {"rejected": 0, "duplicates": 0, "conflicts": 0, "splits_digest": "0" * 64}
+_NO_FACTS = {"rejected": 0, "duplicates": 0, "conflicts": 0, "splits_digest": np.bytes_("0" * 64)}
 """What is known at the end only. There from the start, so that filling it in moves no byte."""
 
 _DECIDE_PIXELS = ("aiornot", "numpy", "pillow", "simplejpeg")
@@ -199,13 +199,14 @@ def write_splits(
     ids, labels = layout.rows.ids, layout.rows.labels
     groups = duplicates.groups(clusters)
     mixed = duplicates.conflicts(labels, clusters)
+    digest = splits.digest(layout.plan, ids)
     facts = {
-        "splits_digest": splits.digest(layout.plan, ids),
+        "splits_digest": np.bytes_(digest),
         "duplicates": sum(len(group) - 1 for group in groups),
         "conflicts": len(mixed),
     }
     content = {
-        "digest": facts["splits_digest"],
+        "digest": digest,
         "policy": POLICY,
         "settings": json.loads(settings),
         "splits": layout.ids(),

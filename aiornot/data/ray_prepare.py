@@ -87,7 +87,8 @@ def prepare(
     job = _Job(source, path, rows, profile, settings, seed, near_duplicates, progress)
     hashes = duplicates.read_hashes(job.hashes_path, rows.fingerprint)
     hashing = near_duplicates is not None and hashes is None
-    first = job.layout(job.clusters(hashes))
+    clusters = job.clusters(hashes)
+    first = job.layout(clusters)
     _make_folder(out)
     # The order of slots depends on whether the hashes were known; so does what may be continued.
     header = json.dumps({"settings": settings, "hashing": hashing})
@@ -99,8 +100,9 @@ def prepare(
             ray_decode.write_images(temporary, first, journal, hashing=hashing, progress=progress)
         if hashing:
             hashes = journal.hashes(len(rows.ids))
+            clusters = job.clusters(hashes)
         replaced = path.exists()
-        facts = job.close(temporary, first, job.clusters(hashes), journal.rejected(), max_rejected)
+        facts = job.close(temporary, first, clusters, journal.rejected(), max_rejected)
         if hashing and hashes is not None:
             # Last: an interrupted run goes on from its journal, in the order of unknown hashes.
             duplicates.write_hashes(job.hashes_path, rows.fingerprint, hashes)

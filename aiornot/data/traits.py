@@ -15,20 +15,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from aiornot.data import duplicates, images, shards
+from aiornot.data.jpeg_tables import LUMINANCE
 
 GREY_SIDE = 8
 """Pixels per side of the grey thumbnail: content, and no trace of a generator."""
 
 THUMBNAIL_SIDE = 160
 _THUMBNAIL_QUALITY = 80
-
-# Table K.1 of the JPEG standard, the luminance table that libjpeg scales by its quality.
-_LUMINANCE = (
-    *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
-    *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
-    *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
-    *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,7 +174,7 @@ def _scaled_tables() -> npt.NDArray[np.int64]:
     """Return (100, 64): libjpeg's luminance tables of quality 1 to 100."""
     quality = np.arange(1, 101)[:, None]
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    scaled: npt.NDArray[np.int64] = (np.array(_LUMINANCE) * percent + 50) // 100
+    scaled: npt.NDArray[np.int64] = (np.array(LUMINANCE) * percent + 50) // 100
     return scaled.clip(1, 255)
 
 

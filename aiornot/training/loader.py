@@ -53,7 +53,7 @@ class Split:
         prefetch: bool | None = None,
     ) -> None:
         labels = hdf5.read_labels(path, split)
-        count = max(1, round(len(labels) * fraction)) if len(labels) else 0
+        count = prefix(len(labels), fraction)
         self.device = device
         self.labels = torch.from_numpy(labels[:count]).float().to(device)
         self._mapped = hdf5.map_images(path, split)
@@ -250,6 +250,11 @@ def pages_of(mapped: np.ndarray, row: int) -> tuple[int, int]:
     first = mapped.offset % mmap.ALLOCATIONGRANULARITY + row * mapped[0].nbytes
     into_page = first % mmap.PAGESIZE
     return first - into_page, into_page + mapped[0].nbytes
+
+
+def prefix(count: int, fraction: float) -> int:
+    """Return how many of ``count`` rows a fraction of them is: at least one, if there are any."""
+    return max(1, round(count * fraction)) if count else 0
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
