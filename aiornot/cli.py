@@ -231,6 +231,13 @@ def train(
     profiler: Annotated[
         Path | None, typer.Option(help="Folder for a torch trace of a few steps.")
     ] = None,
+    compile_augment: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile-augment/--no-compile-augment",
+            help="Compile the augmentation; by default on a GPU only.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
 ) -> None:
@@ -241,7 +248,8 @@ def train(
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, job, loader, loop, model, trace, track
+    from aiornot.training import checkpoints, job, loader, model, trace, track
+    from aiornot.training import run as runs
     from aiornot.tuning.ledger import Ledger
 
     config = TrainConfig.from_settings(settings or [])
@@ -257,7 +265,7 @@ def train(
     attributes = hdf5.attributes(path)
     model.check(config, size=int(attributes["size"]))
     wanted = loader.prefix(num_train, config.train_fraction)
-    loop.check_steps(config, num_train=wanted, data=path)
+    runs.check_steps(config, num_train=wanted, data=path)
     place = _device(device)
     tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
     ledger = Ledger(str(out), observers=[console.Events("train", 1, each_tick=True)])
@@ -281,7 +289,14 @@ def train(
 
         root = ledger.trial_folder(trial.id)
         with trace.profiled(profiler) if profiler else nullcontext():
-            job.run(trial.config, data=path, device=place, root=root, tell=tell)
+            job.run(
+                trial.config,
+                data=path,
+                device=place,
+                root=root,
+                tell=tell,
+                compile_augment=compile_augment,
+            )
         ledger.end(trial)
         tracker.end(run_id, {"state": trial.state, "score": trial.score})
     if hint := tracker.close():

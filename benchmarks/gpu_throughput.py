@@ -14,15 +14,14 @@ Rows are written as they come, so that a time-out keeps them. It needs no Ray an
 """
 
 import argparse
-import functools
 import json
 import math
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -134,9 +133,10 @@ def compare(bench: Bench, model: str, size: int) -> None:
     named = {"model": model, "px": size, "batch": run.config.batch_size}
     named |= {"precision": run.config.precision, "model_compiled": bench.options.compile_model}
     ways: dict[str, Callable[[], Any]] = {"ceiling": lambda: train_step.fixed_batch(run)}
-    ways["eager"] = nullcontext
+    ways["eager"] = lambda: patch.object(run, "transform", augment.augment)
     if bench.options.compile_augment:
-        ways["compiled"] = lambda: compiled_augment("eager" if bench.options.smoke else "inductor")
+        backend = "eager" if bench.options.smoke else "inductor"
+        ways["compiled"] = lambda: patch.object(run, "transform", augment.compiled(backend=backend))
     first = {way: round(take(bench, run, make, 1), 2) for way, make in ways.items()}
     for make in ways.values():
         take(bench, run, make, 8)
@@ -178,18 +178,6 @@ def start(bench: Bench, model: str, size: int) -> Any:
     if bench.options.compile_model:
         run.parallel = torch.compile(run.parallel, dynamic=False)
     return run
-
-
-@contextmanager
-def compiled_augment(backend: str) -> Iterator[None]:
-    """Have the loop call one compiled function for the whole augmentation."""
-    with patch.object(augment, "augment", _compiled(augment.augment, backend)):
-        yield
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def take(bench: Bench, run: Any, make: Callable[[], Any], steps: int) -> float:

@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aiornot.config import TrainConfig
 from aiornot.training import augment, loop
+from aiornot.training.run import start as start_run
 
 AUGMENTATIONS = {
     "random_resized_crop": True,
@@ -55,7 +56,7 @@ WARM = 10
 
 def start(config: TrainConfig, path: Path, device: torch.device) -> Any:
     """Make a run as ``loop.train`` does."""
-    return loop._start(config, path, device)
+    return start_run(config, path, device)
 
 
 def take(run: Any, steps: int) -> None:
@@ -79,7 +80,7 @@ def fixed_batch(run: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(loop, "_batches", batches))
         stack.enter_context(patch.object(loop, "_draws", lambda *_: draws))
-        stack.enter_context(patch.object(augment, "augment", lambda images, **_: images))
+        stack.enter_context(patch.object(run, "transform", lambda images, **_: images))
         yield
 
 

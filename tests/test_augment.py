@@ -17,7 +17,16 @@ from torchvision.transforms.v2 import functional as TV
 from aiornot.config import TrainConfig
 from aiornot.training import augment as room
 from aiornot.training import boxes, colour, warp
-from aiornot.training.augment import NUM_DRAWS, Parameters, augment, draw, normalize, strengths
+from aiornot.training.augment import (
+    NUM_DRAWS,
+    Parameters,
+    augment,
+    compiled,
+    draw,
+    normalize,
+    strengths,
+    transform,
+)
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 # The largest float32 below 1, the largest number torch.rand can draw.
@@ -577,7 +586,7 @@ def test_other_strengths_reuse_the_one_graph() -> None:
         return graph.forward
 
     torch.compiler.reset()
-    compiled = torch.compile(augment, backend=keep, fullgraph=True, dynamic=False)
+    fast = compiled(backend=keep)
     images, draws = make_images(), make_draws()
     for share in (0.1, 0.2, 0.3):
         changes: dict[str, Any] = {"degrees": 100 * share, "hue": share, "brightness": share}
@@ -585,6 +594,37 @@ def test_other_strengths_reuse_the_one_graph() -> None:
         changes |= {"jpeg": share, "jpeg_quality": round(100 * share)}
         config = TrainConfig.from_dict(EVERYTHING.to_dict() | changes)
         strong = strengths(config)
-        got = compiled(images, draws=draws, strengths=strong, mean=MEAN, std=STD)
+        got = fast(images, draws=draws, strengths=strong, mean=MEAN, std=STD)
         assert_close(got, run(images, config, draws=draws))
     assert len(graphs) == 1
+
+
+def test_what_cannot_be_compiled_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        raise OSError("no C++ compiler here")
+
+    torch.compiler.reset()
+    fast = compiled(backend=broken)
+    images, draws = make_images(), make_draws()
+    for _ in range(2):
+        got = fast(images, draws=draws, strengths=strengths(EVERYTHING), mean=MEAN, std=STD)
+        assert_close(got, run(images, EVERYTHING, draws=draws))
+    (said,) = [record for record in caplog.records if record.name == "aiornot.training.augment"]
+    assert "no C++ compiler here" in said.getMessage()
+
+
+def test_a_cpu_compiles_only_when_asked_to() -> None:
+    assert transform(torch.device("cpu")) is augment
+    assert transform(torch.device("cpu"), compile=True) is compiled()
+    assert transform(torch.device("cuda")) is compiled()
+    assert transform(torch.device("cuda"), compile=False) is augment
+
+
+def test_compiled_by_inductor_it_is_the_same_augmentation() -> None:
+    torch.compiler.reset()
+    images, draws = make_images(), make_draws()
+    fast = transform(torch.device("cpu"), compile=True)
+    # Without JPEG, where a last bit may become a whole step of quantisation.
+    config = dataclasses.replace(EVERYTHING, jpeg=0.0)
+    got = fast(images, draws=draws, strengths=strengths(config), mean=MEAN, std=STD)
+    torch.testing.assert_close(got, run(images, config, draws=draws), atol=1e-4, rtol=0)

@@ -9,7 +9,7 @@ from pyarrow import fs
 from safetensors.torch import load_file
 
 from aiornot import storage
-from aiornot.training import checkpoints, job, loop
+from aiornot.training import checkpoints, job, snapshot
 
 
 def made(tmp_path: Path, text: str) -> Path:
@@ -122,7 +122,7 @@ def test_a_killed_trial_goes_on_where_it_was_and_ends_the_same(easy, tmp_path):
         train(easy, killed, kill_at=6)
     # Its checkpoint was kept before the report was lost: the report is told again.
     assert train(easy, killed) == list(range(6, 17))
-    one, other = (load_file(root / "tick_16" / loop.WEIGHTS) for root in (straight, killed))
+    one, other = (load_file(root / "tick_16" / snapshot.WEIGHTS) for root in (straight, killed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

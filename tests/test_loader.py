@@ -13,7 +13,7 @@ import torch
 from conftest import CPU, store
 
 from aiornot.data import hdf5
-from aiornot.training import loader, loop
+from aiornot.training import loader, loop, ranks
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +112,10 @@ def steps_of(
 def test_the_ranks_share_every_batch_of_one_rank(numbered, monkeypatch, world):
     split = loader.Split(numbered, "train", device=CPU)
     alone = steps_of(split, 3, 20)
-    monkeypatch.setattr(loop, "world_size", lambda: world)
+    monkeypatch.setattr(ranks, "world_size", lambda: world)
     shares = []
     for rank in range(world):
-        monkeypatch.setattr(loop, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         shares.append(steps_of(split, 3, 20))
     for (step, rows, labels), *parts in zip(alone, *shares, strict=True):
         assert {part[0] for part in parts} == {step}

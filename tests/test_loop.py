@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss, roc_auc_score
 
 from aiornot.config import TICKS, InputError, TrainConfig, WorkError
-from aiornot.training import loader, loop, model
+from aiornot.training import loader, loop, model, snapshot
+from aiornot.training.run import start
 
 BASE = {"model": "test_resnet.r160_in1k", "pretrained": False, "epochs": 2, "batch_size": 8}
 
@@ -65,9 +66,9 @@ def timeless(reports: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def logits_of(folder: Path, data: Path, *, split: str = "val") -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits and labels of a split by a checkpoint's weights alone, one row at a time."""
-    described = json.loads((folder / loop.DESCRIPTION).read_text())
+    described = json.loads((folder / snapshot.DESCRIPTION).read_text())
     module = model.build(TrainConfig.from_dict(described["config"]), size=described["size"])
-    module.load_state_dict(load_file(folder / loop.WEIGHTS))
+    module.load_state_dict(load_file(folder / snapshot.WEIGHTS))
     rows = loader.Split(data, split, device=CPU)
     mean, std = (torch.tensor(described[name]) for name in ("mean", "std"))
     return loop.evaluate(module, rows, batch_size=1, mean=mean, std=std), rows.labels
@@ -85,8 +86,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:
-    assert same(load_file(one / loop.WEIGHTS), load_file(other / loop.WEIGHTS))
-    states = [torch.load(folder / loop.STATE, weights_only=True) for folder in (one, other)]
+    assert same(load_file(one / snapshot.WEIGHTS), load_file(other / snapshot.WEIGHTS))
+    states = [torch.load(folder / snapshot.STATE, weights_only=True) for folder in (one, other)]
     assert states[0].keys() == states[1].keys()
     for name in states[0]:
         assert same(states[0][name], states[1][name]), name
@@ -176,15 +177,15 @@ def test_the_averaged_weights_are_what_is_scored_and_kept(easy, tmp_path):
     logits, labels = logits_of(tmp_path / "16", easy)
     exact = log_loss(labels, logits.double().sigmoid())
     assert reports[-1]["val/log_loss"] == pytest.approx(exact, rel=1e-4)
-    raw = torch.load(tmp_path / "16" / loop.STATE, weights_only=True)["model"]
-    kept = load_file(tmp_path / "16" / loop.WEIGHTS)
+    raw = torch.load(tmp_path / "16" / snapshot.STATE, weights_only=True)["model"]
+    kept = load_file(tmp_path / "16" / snapshot.WEIGHTS)
     assert raw.keys() == kept.keys()
     assert not torch.equal(raw["fc.weight"], kept["fc.weight"])
 
 
 def test_mistake_1_label_smoothing_reaches_the_loss(easy):
     config = TrainConfig.from_dict(BASE | {"label_smoothing": 0.4})
-    run = loop._start(config, easy, CPU)
+    run = start(config, easy, CPU)
     run.parallel.train()
     ((step, images, labels),) = loop._batches(run, 0, 1)
     loss, logits = loop._step(run, step, images, labels)
@@ -210,7 +211,7 @@ class Rows:
 
 
 def test_no_image_is_met_twice_in_an_epoch_though_ticks_cut_through_it(easy):
-    run = loop._start(TrainConfig.from_dict(EVERYTHING), easy, CPU)
+    run = start(TrainConfig.from_dict(EVERYTHING), easy, CPU)
     run.train_split = Rows()
     met = []
     for tick in range(TICKS):
@@ -290,9 +291,9 @@ def test_a_report_that_does_not_return_ends_the_run_and_leaves_no_folder(easy):
 
 def test_a_checkpoint_can_be_read_without_running_code_from_it(straight):
     _, out = straight
-    state = torch.load(out / "16" / loop.STATE, weights_only=True)
+    state = torch.load(out / "16" / snapshot.STATE, weights_only=True)
     assert state["tick"] == 16
-    described = json.loads((out / "16" / loop.DESCRIPTION).read_text())
+    described = json.loads((out / "16" / snapshot.DESCRIPTION).read_text())
     assert described["config"] == TrainConfig.from_dict(EVERYTHING).to_dict()
 
 
@@ -396,7 +397,7 @@ def test_one_image_that_does_not_fit_ends_the_run_with_a_hint(easy, monkeypatch)
 
 def test_no_step_reads_a_value_back_to_the_host(easy, monkeypatch):
     values = EVERYTHING | {"batch_size": 33, "epochs": 16}  # three steps to a tick
-    run = loop._start(TrainConfig.from_dict(values), easy, CPU)
+    run = start(TrainConfig.from_dict(values), easy, CPU)
     reads = []
     names = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu")
     for name in names:
@@ -515,7 +516,8 @@ def test_two_ranks_equal_one_with_the_same_global_batch(two_ranks, easy, tmp_pat
     for one, other in zip(alone, together, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     found, expected = (
-        load_file(folder / "16" / loop.WEIGHTS) for folder in (two_ranks / "ranked" / "0", tmp_path)
+        load_file(folder / "16" / snapshot.WEIGHTS)
+        for folder in (two_ranks / "ranked" / "0", tmp_path)
     )
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
@@ -526,7 +528,7 @@ def test_two_ranks_equal_one_with_the_same_global_batch(two_ranks, easy, tmp_pat
 def test_both_ranks_report_the_same_and_the_first_keeps_the_checkpoint(two_ranks, name):
     first, second = (timeless(reports_of(two_ranks, name, rank)) for rank in (0, 1))
     assert first == second
-    assert (two_ranks / name / "0" / "16" / loop.WEIGHTS).exists()
+    assert (two_ranks / name / "0" / "16" / snapshot.WEIGHTS).exists()
     assert [path.name for path in (two_ranks / name / "1").iterdir()] == ["reports.json"]
 
 

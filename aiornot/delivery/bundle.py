@@ -28,7 +28,7 @@ from aiornot.data.images import Geometry, Resample
 from aiornot.delivery import evaluate, manifest
 from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
 from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
-from aiornot.training import loader, loop, model
+from aiornot.training import loader, loop, model, snapshot
 
 CONFIG = "config.json"
 """What timm reads beside the weights; this name and that of the weights are timm's."""
@@ -93,7 +93,7 @@ def write(
     """
     check_rule(rule)
     trained = manifest.read_json(
-        checkpoint / loop.DESCRIPTION, why="not a checkpoint of 'aiornot train'"
+        checkpoint / snapshot.DESCRIPTION, why="not a checkpoint of 'aiornot train'"
     )
     attributes = hdf5.attributes(data)
     _check_trained_on(trained["data"], attributes, checkpoint=checkpoint, data=data)
@@ -123,7 +123,7 @@ def _fill(
     """Write the three files into an empty folder; no time in them, so that equal is equal."""
     attributes = hdf5.attributes(data)
     config, prepared = TrainConfig.from_dict(trained["config"]), _preprocessing(trained)
-    module = _build(config, size=prepared["size"], weights=checkpoint / loop.WEIGHTS)
+    module = _build(config, size=prepared["size"], weights=checkpoint / snapshot.WEIGHTS)
     _write_timm(module, config, prepared, folder)
     module = _ready(module, device)
     mean, std = (torch.tensor(trained[key], device=device) for key in ("mean", "std"))

@@ -7,17 +7,20 @@ The order is fixed: crop, rotation, turns and flips (one warp), brightness, cont
 hue, sharpness, the degradations (rescale, blur, JPEG), then the one normalisation, and erasing.
 torchvision shuffles the colour operations per call, which would be a different graph per sample
 here. Nothing reads a value back to the host, so a step never waits for the device, and
-``torch.compile(augment, fullgraph=True, dynamic=False)`` yields one graph per batch shape and set
-of switches, whatever the strengths.
+``compiled`` yields one graph per batch shape and set of switches, whatever the strengths.
 
 Words: *images* are uint8 (N, H, W, 3) as the file stores them; *pixels* are float32 (N, 3, H, W)
 in 0..1; *levels* are pixels times 255, rounded.
 """
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo.exc as dynamo
 from torch import Tensor
 
 from aiornot.config import TrainConfig
@@ -34,6 +37,15 @@ _NUMBERS = (
 )
 # Probabilities: the draw only says yes or no.
 _CHANCES = ("hflip", "vflip", "sharpness", "rescale", "blur", "jpeg", "re_prob")
+Transform = Callable[..., Tensor]
+"""``augment``, or a function that stands in for it."""
+
+_GRAPHS = 64
+"""Batch shapes and sets of switches that one process may compile; torch's own limit is 8."""
+
+_REASON = 200  # characters; torch adds pages of advice
+_UNCOMPILED = (dynamo.TorchDynamoException, dynamo.FailOnRecompileLimitHit)
+
 _WIDTHS = [boxes.DRAWS, len(_SINGLES), len(_LATER), boxes.DRAWS]
 
 NUM_DRAWS = sum(_WIDTHS)
@@ -162,6 +174,37 @@ def augment(
     )
     normal = _standardise(pixels, mean=mean, std=std)
     return normal if chosen.hole is None else boxes.erase(normal, hole=chosen.hole)
+
+
+@functools.cache
+def compiled(*, backend: str | Callable[..., Any] = "inductor") -> Transform:
+    """Return ``augment``, compiled at its first call for each batch shape and set of switches.
+
+    One for all runs of a process: a trial finds what an earlier one compiled. Where it cannot be
+    compiled (no C++ compiler, no Triton) it warns once and goes on without.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+    fast = torch.compile(augment, backend=backend, fullgraph=True, dynamic=False)
+    broken = False
+
+    def transform(images: Tensor, **how: Any) -> Tensor:
+        nonlocal broken
+        if not broken:
+            try:
+                return fast(images, **how)
+            except _UNCOMPILED as error:
+                broken = True
+                reason = " ".join(str(error).split())[:_REASON]
+                logging.getLogger(__name__).warning("augmentation is not compiled: %s", reason)
+        return augment(images, **how)
+
+    return transform
+
+
+def transform(device: torch.device, *, compile: bool | None = None) -> Transform:
+    """Return what to augment with: compiled or not; unsaid, on a GPU only."""
+    wanted = device.type == "cuda" if compile is None else compile
+    return compiled() if wanted else augment
 
 
 def normalize(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:

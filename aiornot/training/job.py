@@ -42,7 +42,13 @@ def one_batch(config: TrainConfig, *, num_train: int) -> TrainConfig:
 
 
 def run(
-    config: Mapping[str, Any], *, data: Path, device: torch.device, root: str, tell: Tell
+    config: Mapping[str, Any],
+    *,
+    data: Path,
+    device: torch.device,
+    root: str,
+    tell: Tell,
+    compile_augment: bool | None = None,
 ) -> None:
     """Train one configuration, going on from its newest checkpoint under ``root`` if there is one.
 
@@ -52,6 +58,7 @@ def run(
         device: Where to train.
         root: The trial's checkpoint folder, local or remote.
         tell: Receives the metrics of each tick, after its checkpoint is kept.
+        compile_augment: As for ``loop.train``.
     """
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
@@ -66,4 +73,5 @@ def run(
             device=device,
             report=report,
             checkpoint=checkpoint,
+            compile_augment=compile_augment,
         )
