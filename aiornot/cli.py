@@ -27,6 +27,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
 
 
+_SWITCH = {"auto": None, "on": True, "off": False}
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -231,13 +232,7 @@ def train(
     profiler: Annotated[
         Path | None, typer.Option(help="Folder for a torch trace of a few steps.")
     ] = None,
-    compile_augment: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile-augment/--no-compile-augment",
-            help="Compile the augmentation; by default on a GPU only.",
-        ),
-    ] = None,
+    compile_augment: Annotated[str, typer.Option(help="on, off, or auto: on a GPU only.")] = "auto",
     device: DeviceOption = "auto",
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
 ) -> None:
@@ -252,6 +247,8 @@ def train(
     from aiornot.training import run as runs
     from aiornot.tuning.ledger import Ledger
 
+    if compile_augment not in _SWITCH:
+        raise InputError(f"--compile-augment {compile_augment}: use {', '.join(_SWITCH)}")
     config = TrainConfig.from_settings(settings or [])
     if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
         config = dataclasses.replace(config, weights=str(weights.absolute()))
@@ -295,7 +292,7 @@ def train(
                 device=place,
                 root=root,
                 tell=tell,
-                compile_augment=compile_augment,
+                compile_augment=_SWITCH[compile_augment],
             )
         ledger.end(trial)
         tracker.end(run_id, {"state": trial.state, "score": trial.score})

@@ -73,6 +73,7 @@ def test_the_options_are_frozen():
     help_text = run_verb("train", "--help").out
     options = sorted({word for word in help_text.split() if word.startswith("--")})
     assert options == [
+        "--compile-augment",
         "--data",
         "--device",
         "--help",
