@@ -1,15 +1,22 @@
 """Files on a local path, ``s3://`` or ``hf://``; nothing else knows about file systems.
 
 A write is atomic: a reader sees the old content or the new, never a half. Used by the ledger, the
-checkpoints and the bundle (``aiornot tune fast --storage s3://bucket/runs``).
+checkpoints and the bundle (``aiornot tune fast --storage s3://bucket/runs``). What a run does with
+its files outlasts an outage of a remote store; looking for sources does not wait.
 """
 
 import fnmatch
+import functools
 import glob
+import logging
 import os
+import re
 import shutil
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -61,17 +68,98 @@ def _open(path: str) -> tuple[fs.FileSystem, str]:
     return system, inner
 
 
+PATIENCE = 120.0
+"""Seconds for which an operation is repeated, counted from its first failure."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 16.0
+"""Seconds between two attempts; each doubles. Arrow fails after having tried for 6 s itself."""
+
+_PASSING = re.compile(
+    r"AWS Error (INTERNAL_FAILURE|NETWORK_CONNECTION|REQUEST_TIMEOUT|SERVICE_UNAVAILABLE|SLOW_DOWN"
+    r"|THROTTLING|UNKNOWN \(HTTP status (429|500|502|503|504)\))"
+)
+"""How Arrow words what will pass; it raises a bare OSError for this and for all else."""
+
+_reached: set[str] = set()
+"""The stores that are known to be there, as ``s3://bucket``."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _patient(operate: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
+    """Make an operation on a path outlast an outage: it is repeated until the store is back.
+
+    A store that this process never reached is probably misspelt: that is an InputError at once. No
+    such operation calls another, since each would wait for the full time.
+    """
+
+    @functools.wraps(operate)
+    def patient(path: str, /, *args: _P.args, **options: _P.kwargs) -> _T:
+        attempt = functools.partial(operate, path, *args, **options)
+        if not is_remote(path):
+            return attempt()
+        try:
+            result = attempt()
+        except OSError as error:
+            store, reason = _store(path), _first_line(error)
+            if error.errno is None and store not in _reached:  # with one it is the path's error
+                raise InputError(
+                    f"{store} cannot be reached: {reason}; check the bucket, AWS_ENDPOINT_URL and "
+                    "the credentials"
+                ) from None
+            if not _passes(error):
+                raise
+            logging.getLogger(__name__).warning(
+                "%s cannot be reached; trying again for %.0f s: %s", store, PATIENCE, reason
+            )
+            return _repeated(attempt)
+        _reached.add(_store(path))
+        return result
+
+    return patient
+
+
+def _repeated(attempt: Callable[[], _T]) -> _T:
+    """Try again with growing pauses, until patience is at an end."""
+    end = time.monotonic() + PATIENCE
+    pause = SHORTEST_PAUSE
+    while True:
+        time.sleep(pause)
+        try:
+            return attempt()
+        except OSError as error:
+            if not _passes(error) or time.monotonic() > end:
+                raise
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _passes(error: OSError) -> bool:
+    return bool(_PASSING.search(str(error)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _store(path: str) -> str:
+    return "/".join(path.split("/")[:3])
+
+
+@_patient
 def exists(path: str) -> bool:
     system, inner = _open(path)
     return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
 
 
+@_patient
 def read_text(path: str) -> str:
     system, inner = _open(path)
     with system.open_input_stream(inner) as stream:
         return bytes(stream.read()).decode()
 
 
+@_patient
 def write_text(path: str, text: str) -> None:
     """Write a small file whole. An object store's put is atomic; a local one is renamed."""
     system, inner = _open(path)
@@ -103,6 +191,7 @@ def list_folders(path: str) -> list[str]:
     return [info for info, is_file in _list(path) if not is_file]
 
 
+@_patient
 def _list(path: str) -> list[tuple[str, bool]]:
     system, inner = _open(path)
     infos = system.get_file_info(fs.FileSelector(inner, allow_not_found=True))
@@ -116,37 +205,67 @@ def _list(path: str) -> list[tuple[str, bool]]:
 DONE = "complete"
 """Empty file that is written last into a folder: without it the folder does not count."""
 
+_CHUNK = 1 << 23
+"""Bytes of a file that are in memory at once."""
+
 
 def put_folder(local: Path, path: str) -> None:
     """Copy a local folder to ``path``; it counts once its last file, ``complete``, is there."""
-    system, inner = _open(path)
+    if not local.is_dir():
+        raise FileNotFoundError(f"{local} is no folder")
     delete(path)
-    system.create_dir(inner, recursive=True)
-    fs.copy_files(str(local), inner, fs.LocalFileSystem(), system)
+    for file in sorted(local.rglob("*")):
+        if file.is_file():
+            _put_file(join(path, *file.relative_to(local).parts), file)
     write_text(join(path, DONE), "")
+
+
+@_patient
+def _put_file(path: str, local: Path) -> None:
+    system, inner = _open(path)
+    if isinstance(system, fs.LocalFileSystem):  # an object store has no folders to be made
+        system.create_dir(os.path.dirname(inner), recursive=True)
+    # Arrow's copy_files does not tell when the end of an upload fails; closing a stream does.
+    with local.open("rb") as source, system.open_output_stream(inner) as target:
+        shutil.copyfileobj(source, target, _CHUNK)
 
 
 def get_folder(path: str, local: Path) -> None:
     """Copy a folder to a local one, which must not exist; ``complete`` stays behind."""
-    system, inner = _open(path)
     local.mkdir(parents=True)
-    fs.copy_files(inner, str(local), system, fs.LocalFileSystem())
+    _download(path, local)
     # Put again, it would arrive among the first files and declare the copy done.
     (local / DONE).unlink(missing_ok=True)
 
 
+@_patient
+def _download(path: str, local: Path) -> None:
+    system, inner = _open(path)
+    fs.copy_files(inner, str(local), system, fs.LocalFileSystem())
+
+
 def complete_folders(path: str) -> list[str]:
-    """Return the folders in ``path`` that were put to their end, sorted by name."""
+    """Return the folders in ``path`` that were put to their end, sorted by name.
+
+    An outage does not end it even where it is the first thing that a process asks of its store.
+    """
+    # So a trial begins, in a process of its own; whoever started it has reached the store.
+    _reached.add(_store(path))
     return [folder for folder in list_folders(path) if exists(join(folder, DONE))]
 
 
+@_patient
 def delete(path: str) -> None:
     """Remove a file or a folder with all that is in it; what is absent is fine."""
+    _delete(path)
+
+
+def _delete(path: str) -> None:
     system, inner = _open(path)
     kind = system.get_file_info(inner).type
     if kind == fs.FileType.Directory:
         # First of all, so that a folder that is half deleted does not count as complete.
-        delete(join(path, DONE))
+        _delete(join(path, DONE))
         system.delete_dir(inner)
     elif kind == fs.FileType.File:
         system.delete_file(inner)
@@ -191,8 +310,7 @@ def find(source: str, *, suffix: str) -> list[str]:
     except InputError:
         raise
     except Exception as error:  # each store has its own: OSError, Arrow's
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{source} cannot be reached: {reason}") from None
+        raise InputError(f"{source} cannot be reached: {_first_line(error)}") from None
     if not found:
         raise InputError(f"{source}: no {suffix} files there")
     return found

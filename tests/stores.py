@@ -2,8 +2,11 @@
 
 import io
 import json
+import socket
+import threading
 import urllib.parse
 import xml.etree.ElementTree as ET
+from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from xml.sax.saxutils import escape
 
@@ -19,10 +22,28 @@ class FakeS3(ThreadingHTTPServer):
         self.parts: dict[tuple[str, int], bytes] = {}
         self.refused = ""
         """Method that is answered with 403."""
+        self.failures: deque[str] = deque()
+        """What the next requests meet, one each: "503 SlowDown", "hang up", "" for an answer."""
+        self.is_down = False
+
+    def go_down(self, seconds: float) -> None:
+        """Refuse connections for a while, and hang up those that are open."""
+        self.is_down = True
+        self.shutdown()
+        self.socket.close()
+        threading.Timer(seconds, self._come_back).start()
+
+    def _come_back(self) -> None:
+        self.is_down = False
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.server_bind()
+        self.server_activate()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
 
 class _S3Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it holds an answer back for 40 ms
     server: FakeS3
 
     def log_message(self, *args: object) -> None:
@@ -40,7 +61,17 @@ class _S3Request(BaseHTTPRequestHandler):
         if address.path.endswith("/") and "/" in self.key:
             self.key += "/"  # the mark of an empty folder
         self.query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
-        return True
+        return not self._fails()
+
+    def _fails(self) -> bool:
+        failure = self.server.failures.popleft() if self.server.failures else ""
+        if failure == "hang up" or self.server.is_down:
+            self.close_connection = True
+        elif failure:
+            self._body()
+            status, code = failure.split()
+            self._answer(f"<Error><Code>{code}</Code></Error>".encode(), int(status))
+        return bool(failure) or self.server.is_down
 
     def do_HEAD(self) -> None:
         found = "/" not in self.key or self.key in self.server.objects

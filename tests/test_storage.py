@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
+from stores import FakeS3
 
 from aiornot import storage
 from aiornot.config import InputError
@@ -321,3 +323,170 @@ def test_an_empty_source_is_refused():
     """And not taken for the working folder."""
     with pytest.raises(InputError, match="the source is empty"):
         storage.find(" ", suffix=".parquet")
+
+
+# Outages ------------------------------------------------------------------------------------------
+
+RUNS = "s3://bucket/runs"
+
+
+@pytest.fixture
+def outage(s3, monkeypatch) -> FakeS3:
+    """A store that was reached, by a client that does not try again itself; pauses are short."""
+    system = fs.S3FileSystem(
+        endpoint_override=f"127.0.0.1:{s3.server_port}",
+        scheme="http",
+        region="us-east-1",
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
+    monkeypatch.setattr(storage, "_open", lambda path: (system, path.removeprefix("s3://")))
+    monkeypatch.setattr(storage, "_reached", {"s3://bucket"})
+    monkeypatch.setattr(storage, "SHORTEST_PAUSE", 0.01)
+    return s3
+
+
+@pytest.fixture
+def no_pause(monkeypatch) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("waits for what does not pass")
+
+    monkeypatch.setattr(storage.time, "sleep", sleep)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "hang up",
+        "429 TooManyRequests",
+        "500 InternalError",
+        "502 BadGateway",
+        "503 SlowDown",
+        "503 ServiceUnavailable",
+        "504 GatewayTimeout",
+    ],
+)
+def test_an_outage_is_waited_for_and_said_once(outage, tmp_path, caplog, failure):
+    note, folder = f"{RUNS}/note", f"{RUNS}/one"
+    storage.put_folder(make_folder(tmp_path / "local"), folder)
+
+    def meets_an_outage(operate, *arguments):
+        outage.failures.extend([failure] * 3)
+        result = operate(*arguments)
+        assert not outage.failures
+        [record] = caplog.records
+        assert record.levelname == "WARNING" and record.name == "aiornot.storage"
+        assert record.getMessage().startswith("s3://bucket cannot be reached; trying again for 120")
+        caplog.clear()
+        return result
+
+    meets_an_outage(storage.write_text, note, "text")
+    assert meets_an_outage(storage.read_text, note) == "text"
+    assert meets_an_outage(storage.exists, note)
+    assert meets_an_outage(storage.list_files, RUNS) == [note]
+    assert meets_an_outage(storage.list_folders, RUNS) == [folder]
+    assert meets_an_outage(storage.complete_folders, RUNS) == [folder]
+    meets_an_outage(storage.get_folder, folder, tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "local")
+    meets_an_outage(storage.delete, folder)
+    assert storage.list_folders(RUNS) == []
+
+
+def test_a_folder_is_put_whole_wherever_an_outage_meets_it(outage, tmp_path, monkeypatch):
+    local = make_folder(tmp_path / "local")
+    too_early: list[str] = []
+    monkeypatch.setattr(storage.time, "sleep", lambda _: too_early.extend(_complete(outage)))
+    for number in range(100):
+        folder, back = f"{RUNS}/{number}", tmp_path / str(number)
+        outage.failures.extend([""] * number + ["503 SlowDown", "hang up"])
+        storage.put_folder(local, folder)
+        if outage.failures:  # all requests have had theirs
+            break
+        storage.get_folder(folder, back)
+        assert contents(back) == contents(local)
+        assert _complete(outage) == [f"bucket/runs/{number}/{storage.DONE}"]
+        storage.delete(folder)
+    assert number > 10 and too_early == []
+
+
+def test_a_folder_does_not_count_where_a_single_request_is_refused(outage, no_pause, tmp_path):
+    """Small files are sent when they are closed, and Arrow's own copy does not look at that."""
+    local = make_folder(tmp_path / "local")
+    for number in range(100):
+        outage.failures.extend([""] * number + ["403 AccessDenied", ""])
+        try:
+            storage.put_folder(local, f"{RUNS}/{number}")
+        except OSError:
+            assert _complete(outage) == []
+            outage.failures.clear()
+        else:
+            break
+    assert number > 10 and outage.failures, "a refusal was passed over"
+
+
+def _complete(server: FakeS3) -> list[str]:
+    return [key for key in server.objects if key.endswith(storage.DONE)]
+
+
+def test_a_store_that_refuses_connections_is_waited_for(outage, caplog):
+    outage.go_down(0.5)
+    storage.write_text(f"{RUNS}/note", "text")
+    assert storage.read_text(f"{RUNS}/note") == "text"
+    assert len(caplog.records) == 1
+
+
+def test_patience_comes_to_an_end(outage, monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE", 0.05)
+    outage.failures.extend(["503 SlowDown"] * 1000)
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        storage.write_text(f"{RUNS}/note", "text")
+    assert len(outage.failures) < 999
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "400 ExpiredToken",
+        "403 AccessDenied",
+        "403 InvalidAccessKeyId",
+        "404 NoSuchBucket",
+        "501 NotImplemented",
+        "507 InsufficientStorage",
+    ],
+)
+def test_what_does_not_pass_is_raised_at_once(outage, no_pause, failure):
+    outage.failures.append(failure)
+    with pytest.raises(OSError, match="CreateMultipartUpload"):
+        storage.write_text(f"{RUNS}/note", "text")
+    with pytest.raises(FileNotFoundError):
+        storage.read_text(f"{RUNS}/note")
+
+
+@pytest.mark.parametrize("failure", ["hang up", "503 SlowDown", "403 AccessDenied"])
+def test_a_store_that_was_never_reached_is_refused_at_once(outage, no_pause, monkeypatch, failure):
+    monkeypatch.setattr(storage, "_reached", set())
+    for use in (storage.exists, storage.list_files, storage.delete):
+        outage.failures.extend([failure] * 9)
+        with pytest.raises(InputError, match="^s3://bucket cannot be reached: .*AWS_ENDPOINT_URL"):
+            use(f"{RUNS}/note")
+        outage.failures.clear()
+
+
+def test_a_store_that_was_reached_is_waited_for_from_then_on(outage, monkeypatch):
+    monkeypatch.setattr(storage, "_reached", set())
+    assert not storage.exists(f"{RUNS}/note")
+    outage.failures.extend(["503 SlowDown"] * 5)
+    storage.write_text(f"{RUNS}/note", "text")
+    assert storage.exists(f"{RUNS}/note")
+
+
+def test_a_trial_that_begins_in_an_outage_waits(outage, monkeypatch):
+    """In a process of its own: the driver has reached the store, and the trial has not."""
+    monkeypatch.setattr(storage, "_reached", set())
+    outage.failures.extend(["503 SlowDown"] * 5)
+    assert storage.complete_folders(RUNS) == []
+
+
+def test_sources_are_not_waited_for(outage, no_pause):
+    outage.failures.append("503 SlowDown")
+    with pytest.raises(InputError, match="cannot be reached"):
+        storage.find(f"{RUNS}/a.parquet", suffix=".parquet")
