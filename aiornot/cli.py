@@ -5,6 +5,7 @@ stdout is the result, stderr the talk. Exit code 0: done, 1: the work failed, 2:
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -233,6 +234,9 @@ def train(
         Path | None, typer.Option(help="Folder for a torch trace of a few steps.")
     ] = None,
     compile_augment: Annotated[str, typer.Option(help="on, off, or auto: on a GPU only.")] = "auto",
+    watch: Annotated[
+        str | None, typer.Option(help="Look inside the last step of these ticks: 1,8,16, or all.")
+    ] = None,
     device: DeviceOption = "auto",
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
 ) -> None:
@@ -243,59 +247,62 @@ def train(
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, job, loader, model, trace, track
-    from aiornot.training import run as runs
+    from aiornot.training import checkpoints, job, strips, trace, track
+    from aiornot.training import watch as watching
     from aiornot.tuning.ledger import Ledger
 
     if compile_augment not in _SWITCH:
         raise InputError(f"--compile-augment {compile_augment}: use {', '.join(_SWITCH)}")
+    watched = watching.parse(watch) if watch is not None else frozenset()
     config = TrainConfig.from_settings(settings or [])
     if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
         config = dataclasses.replace(config, weights=str(weights.absolute()))
     path = _prepared(data, profile)
-    num_train = hdf5.slots(path)["train"].count
     if overfit_one_batch:
-        config = job.one_batch(config, num_train=num_train)
-    for name, folder in (("--out", out), ("--profiler", profiler)):
-        if folder is not None and folder.is_file():
-            raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
-    attributes = hdf5.attributes(path)
-    model.check(config, size=int(attributes["size"]))
-    wanted = loader.prefix(num_train, config.train_fraction)
-    runs.check_steps(config, num_train=wanted, data=path)
+        config = job.one_batch(config, num_train=hdf5.slots(path)["train"].count)
+    _check_folders({"--out": out, "--profiler": profiler})
+    _check_trainable(config, path)
     place = _device(device)
     tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
-    ledger = Ledger(str(out), observers=[console.Events("train", 1, each_tick=True)])
-    trial = _only_trial(ledger, config, attributes["settings"])
-    if trial.state == "running":
-        ledger.rewind(trial)
-        run_id = f"{trial.id}-{trial.params['run']}"
-        tracker.start(
-            run_id,
-            name=str(out),
-            group="train",
-            tags=[path.stem],
-            config=trial.config,
-            ticks=trial.ticks,
-        )
-        ledger.begin(trial)
-
-        def tell(metrics: dict[str, float]) -> None:
-            ledger.tick(trial, metrics)
-            tracker.tick(run_id, metrics)
-
-        root = ledger.trial_folder(trial.id)
-        with trace.profiled(profiler) if profiler else nullcontext():
-            job.run(
-                trial.config,
-                data=path,
-                device=place,
-                root=root,
-                tell=tell,
-                compile_augment=_SWITCH[compile_augment],
+    with console.observing() as observe:
+        ledger = Ledger(str(out), observers=[observe("train", 1, each_tick=True)])
+        trial = _only_trial(ledger, config, hdf5.attributes(path)["settings"])
+        probes = out / "probes"
+        if trial.state == "running":
+            ledger.rewind(trial)
+            if not trial.ticks:  # another run may have begun here
+                watching.clear(probes)
+            run_id = f"{trial.id}-{trial.params['run']}"
+            tracker.start(
+                run_id,
+                name=str(out),
+                group="train",
+                tags=[path.stem],
+                config=trial.config,
+                ticks=[tick | watching.logged(probes, int(tick["tick"])) for tick in trial.ticks],
             )
-        ledger.end(trial)
-        tracker.end(run_id, {"state": trial.state, "score": trial.score})
+            ledger.begin(trial)
+
+            def tell(metrics: dict[str, float]) -> None:
+                ledger.tick(trial, metrics)
+                tracker.tick(run_id, metrics | watching.logged(probes, int(metrics["tick"])))
+
+            root = ledger.trial_folder(trial.id)
+            with trace.profiled(profiler) if profiler else nullcontext():
+                job.run(
+                    trial.config,
+                    data=path,
+                    device=place,
+                    root=root,
+                    tell=tell,
+                    told=trial.tick,
+                    compile_augment=_SWITCH[compile_augment],
+                    watch=strips.watch(watched, probes),
+                )
+            ledger.end(trial)
+            tracker.end(run_id, {"state": trial.state, "score": trial.score})
+        elif watched:
+            console.say(f"{out} was finished before: nothing is left to watch")
     if hint := tracker.close():
         console.say(hint)
     if trial.state != "finished":
@@ -313,6 +320,23 @@ def train(
     lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
     delivered = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)
     _print_bundle(delivered)
+
+
+def _check_folders(folders: dict[str, Path | None]) -> None:
+    for name, folder in folders.items():
+        if folder is not None and folder.is_file():
+            raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
+
+
+def _check_trainable(config: TrainConfig, path: Path) -> None:
+    """Refuse what cannot be trained on a prepared file before anything is written."""
+    from aiornot.data import hdf5
+    from aiornot.training import loader, model
+    from aiornot.training import run as runs
+
+    model.check(config, size=int(hdf5.attributes(path)["size"]))
+    num_train = loader.prefix(hdf5.slots(path)["train"].count, config.train_fraction)
+    runs.check_steps(config, num_train=num_train, data=path)
 
 
 def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
@@ -343,6 +367,42 @@ def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
 
 
 @app.command()
+def probe(
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")] = Path(
+        "data/prepared"
+    ),
+    profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
+    out: Annotated[Path, typer.Option(help="Folder of lr.png and probe.json.")] = Path(
+        "runs/probe"
+    ),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, a field of TrainConfig.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Suggest a learning rate, and on a GPU measure how many images fit into memory at once.
+
+    Example: aiornot probe --set model=resnet18.a1_in1k
+    """
+    from aiornot import console
+    from aiornot.training import probes
+
+    config = TrainConfig.from_settings(settings or [])
+    path = _prepared(data, profile)
+    _check_folders({"--out": out})
+    _check_trainable(config, path)
+    place = _device(device)
+    with console.counting() as counter:
+        report = probes.probe(config, data=path, device=place, out=out, progress=counter.update)
+    console.say(f"the curve is in {out / probes.PLOT}")
+    if as_json:
+        console.print_json(report)
+    else:
+        print("\n".join(report["summary"]))
+
+
+@app.command()
 def tune(
     chain: Annotated[str, typer.Argument(help="Name below tune_spaces/, or a folder of stages.")],
     data: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
@@ -354,8 +414,21 @@ def tune(
         list[str] | None, typer.Option(help="STAGE=N: more trials than the file says.")
     ] = None,
     only: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Hours for the chain; full and final keep their share.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="The same in hours of GPUs (of cores without one).")
+    ] = None,
+    tick_minutes: Annotated[
+        float, typer.Option(help="End a process whose tick takes longer: it hangs.")
+    ] = 120.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside first.")] = False,
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Measure a minute, say what it would cost, and stop.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a chain of stages to a delivered model; the same command resumes or extends it.
 
@@ -365,9 +438,18 @@ def tune(
     from aiornot.delivery import bundle
     from aiornot.storage import is_remote, join
     from aiornot.training import checkpoints, track
-    from aiornot.tuning import ray_chain, stages
+    from aiornot.tuning import ray_chain, spending, stages
 
     track.resolve_mode(wandb)
+    if as_json and not plan:
+        raise InputError("--json goes with --plan; 'aiornot show' prints JSON of what ran")
+    for name, value in (
+        ("--hours", hours),
+        ("--gpu-hours", gpu_hours),
+        ("--tick-minutes", tick_minutes),
+    ):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} {value:g}: give a number above 0")
     folder = stages.find_chain(chain)
     root = join(storage, folder.name)
     local = Path("runs") / folder.name if is_remote(root) else Path(root)
@@ -375,16 +457,27 @@ def tune(
         data=data,
         root=root,
         num_workers=workers,
+        tick_seconds=60 * tick_minutes,
+        limits=spending.Limits(
+            wall_seconds=hours and 3600 * hours, device_seconds=gpu_hours and 3600 * gpu_hours
+        ),
         num_trials=_stage_counts(trials or []),
         only=only,
         fresh=fresh,
         say=console.say,
-        observe=lambda stage, count: [
-            console.Events(stage.name, count, each_tick=not stage.searches())
-        ],
         make_tracker=lambda: track.Tracker("aiornot", local / "wandb", mode=wandb),
     )
-    outcome = ray_chain.run_chain(folder, options)
+    if plan:
+        _plan(folder, options, as_json=as_json)
+        return
+    with console.observing() as observe:
+        observed = dataclasses.replace(
+            options,
+            observe=lambda stage, count, trials: observe(
+                stage.name, count, each_tick=not stage.searches(), trials=trials
+            ),
+        )
+        outcome = ray_chain.run_chain(folder, observed)
     if outcome is None:
         console.say(f"stopped after {only}, as asked; without --only the chain goes on")
         return
@@ -397,6 +490,20 @@ def tune(
             lineage=outcome.lineage,
         )
     _print_bundle(out)
+
+
+def _plan(folder: Path, options: Any, *, as_json: bool) -> None:
+    from aiornot import console
+    from aiornot.tuning import plan_tables, ray_plan
+
+    with console.counting() as counter:
+        found = ray_plan.make(folder, options, progress=counter.update)
+    if as_json:
+        console.print_json(found)
+    for page in [] if as_json else plan_tables.of_plan(found):
+        console.print_table(page.title, page.columns, page.rows, caption=page.caption)
+        for line in page.below:
+            print(line)
 
 
 def _stage_counts(texts: Sequence[str]) -> dict[str, int]:
@@ -426,32 +533,55 @@ def show(
     stage: Annotated[str | None, typer.Argument(help="One stage of it.")] = None,
     storage: Annotated[str, typer.Option(help="Where runs lie.")] = "runs",
     trials: Annotated[bool, typer.Option("--trials", help="Every stage's leaderboard.")] = False,
+    csv: Annotated[
+        str | None, typer.Option(help="Write a stage's leaderboard to a file; - is stdout.")
+    ] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw a stage into a folder, as PNG.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what ran: the stages of a chain, or the leaderboard of one stage.
+    """Show what ran: the stages of a chain, or one stage and what its trials tell.
 
     Example: aiornot show demo explore
     """
     from aiornot import console
-    from aiornot.tuning import board
+    from aiornot.tuning import board, tables
 
-    tables: list[tuple[str, tuple[str, ...], list[dict[str, Any]]]] = []
+    if (csv or plot) and stage is None:
+        raise InputError("--csv and --plot show one stage: aiornot show RUN STAGE")
+    if csv == "-" and (as_json or plot):
+        raise InputError("--csv - takes stdout for itself: give it a file, or --csv alone")
+    found: Any
     if run is None:
-        tables.append((f"runs in {storage}", board.RUN_COLUMNS, board.runs(storage)))
+        found = board.runs(storage)
+        pages = [tables.of_runs(storage, found)]
     elif stage is None:
-        tables.append((run, board.STAGE_COLUMNS, board.stages(storage, run)))
-    names = [stage] if stage else [row["stage"] for row in tables[0][2]] if run and trials else []
-    for name in names:
-        assert run is not None
-        rows = board.trials(storage, run, name)
-        tables.append((f"{run} {name}", (*board.TRIAL_COLUMNS, *board.varied(rows)), rows))
-    if as_json:
-        console.print_json(tables[0][2] if len(tables) == 1 else {t[0]: t[2] for t in tables})
+        found = board.stages(storage, run)
+        pages = [tables.of_stages(run, found)]
+        if trials:
+            found = [board.leaderboard(storage, run, row["stage"]) for row in found]
+            pages += [page for one in found for page in tables.of_leaderboard(one)]
+    else:
+        found = board.leaderboard(storage, run, stage)
+        pages = tables.of_leaderboard(found)
+    if csv == "-":
+        print(tables.to_csv(found["trials"]), end="")
         return
-    for title, columns, rows in tables:
-        caption = board.shared(rows) if rows and "config" in rows[0] else ""
-        cells = [board.texts(row, columns) for row in rows]
-        console.print_table(title, columns, cells, caption=caption)
+    say = console.say if as_json else print
+    if csv:
+        tables.write_csv(csv, found["trials"])
+        say(csv)
+    if plot and run and stage:
+        from aiornot.tuning import figures
+
+        read = board.read_stage(storage, run, stage)
+        for path in figures.write(plot, f"{run} {stage}", *read, found=found["importances"]):
+            say(str(path))
+    if as_json:
+        console.print_json(found)
+    for page in [] if as_json or csv or plot else pages:
+        console.print_table(page.title, page.columns, page.rows, caption=page.caption)
+        for line in page.below:
+            print(line)
 
 
 @app.command()

@@ -1,14 +1,15 @@
 """What the verbs show: progress and events on stderr, tables and JSON on stdout.
 
-In a terminal there is a live bar; elsewhere a line per event, and none more often than it tells
-something.
+In a terminal there is a live bar or table; elsewhere a line per event, and none more often than it
+tells something.
 """
 
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -16,14 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from aiornot.config import TICKS
-from aiornot.tuning.ledger import Trial
+from aiornot.live import LiveTable
+from aiornot.tuning.ledger import Observer, Trial
 
 LINE_SECONDS = 5.0
 """Without a terminal, how often a long piece of work says how far it is."""
 
 
+@functools.cache
 def talk() -> Console:
-    """Return the console of the talk, which is stderr: stdout is for results."""
+    """Return the console of the talk, which is stderr: stdout is for results.
+
+    There is one: what is said through it while a table is live stands above the table.
+    """
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -130,6 +136,31 @@ class Events:
             f"  {trial.id} ({number}) {trial.state}{reason}; score {score}, "
             f"best so far {self._best:.4f}, {trial.seconds:.0f} s"
         )
+
+
+@contextmanager
+def observing() -> Iterator[Callable[..., Observer]]:
+    """Give what makes the observers of ledgers, of one stage after the other.
+
+    It takes the arguments of ``Events``, and as ``trials`` what a ledger holds already. In a
+    terminal an observer is a ``LiveTable``, closed when the next one is made and when the context
+    is left, whatever happened. Elsewhere it is an ``Events``.
+    """
+    console = talk()
+    with ExitStack() as shown:
+
+        def observe(
+            name: str, num_trials: int, *, each_tick: bool, trials: Sequence[Trial] = ()
+        ) -> Observer:
+            shown.close()
+            # FORCE_COLOR makes rich take any file for a terminal.
+            if not (console.is_interactive and console.file.isatty()):
+                return Events(name, num_trials, each_tick=each_tick)
+            table = LiveTable(name, num_trials, trials=trials, console=console)
+            shown.callback(table.close)
+            return table
+
+        yield observe
 
 
 def tick_line(name: str, metrics: Mapping[str, Any]) -> str:

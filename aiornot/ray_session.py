@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.state import list_actors
 
 from aiornot.config import InputError
 
@@ -29,24 +30,33 @@ QUIET = {
 }
 
 
+_STATE_SECONDS = 15
+
+
 @contextmanager
-def connected(*, num_cpus: int | None = None) -> Iterator[None]:
+def connected(*, num_cpus: int | None = None, state_api: bool = False) -> Iterator[None]:
     """Connect to the cluster in RAY_ADDRESS, or start a Ray on this machine for the while.
 
     A Ray that the caller already started is used and left running.
 
     Args:
         num_cpus: Cores of a Ray started here, all of the machine by default.
+        state_api: Ray's State API will be needed. A Ray started here gets the dashboard that has
+            it, on loopback; another one is asked, now and not when it would hang.
 
     Raises:
-        InputError: There is no cluster at RAY_ADDRESS.
+        InputError: There is no cluster at RAY_ADDRESS, or it lacks the State API.
     """
     if ray.is_initialized():
+        if state_api:
+            _check_state_api()
         yield
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    options = {} if os.environ.get("RAY_ADDRESS") else _local_options(num_cpus)
+    options = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        options = _local_options(num_cpus) | {"include_dashboard": state_api}
     try:
         ray.init(
             log_to_driver=False,
@@ -61,6 +71,8 @@ def connected(*, num_cpus: int | None = None) -> Iterator[None]:
             f"RAY_ADDRESS={address}: {error}; unset it to use this machine alone"
         ) from None
     try:
+        if state_api:
+            _check_state_api()
         yield
     finally:
         ray.shutdown()
@@ -68,3 +80,16 @@ def connected(*, num_cpus: int | None = None) -> Iterator[None]:
 
 def _local_options(num_cpus: int | None) -> dict[str, Any]:
     return {"include_dashboard": False, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
+
+
+def _check_state_api() -> None:
+    """Refuse a Ray that cannot clean up after a Ray Train run inside a trial that died."""
+    try:
+        list_actors(limit=1, timeout=_STATE_SECONDS)
+    # Without a dashboard it raises ServerUnavailable, RayStateApiException, ValueError and more.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            "trainer='ray_train' needs Ray's State API, and this Ray has none: start it with its "
+            f"dashboard (pip install 'ray[default]'; it may stay on 127.0.0.1) ({reason})"
+        ) from None

@@ -47,7 +47,10 @@ def write(
     turned = np.random.default_rng(seed).random(train) < wrong
     labels = shows | {"train": shows["train"] ^ turned}
     ids = {split: [f"{split}-{row}" for row in range(len(shows[split]))] for split in shows}
-    slots = hdf5.create(path, size=size, labels=labels, ids=ids, attributes={"source": "synthetic"})
+    # As far as a search and a bundle ask.
+    attributes = {"source": "synthetic", "settings": "{}", "fingerprint": f"synthetic {seed}"}
+    attributes |= {"geometry": "resize", "resample": "bicubic"}
+    slots = hdf5.create(path, size=size, labels=labels, ids=ids, attributes=attributes)
     generator = torch.Generator(device).manual_seed(seed)
     with path.open("r+b") as file:
         for split, where in slots.items():

@@ -161,7 +161,7 @@ def ray_cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never someone's cluster
-        with ray_session.connected(num_cpus=2):
+        with ray_session.connected(num_cpus=2, state_api=True):
             yield
 
 

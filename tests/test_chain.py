@@ -128,8 +128,8 @@ def test_checkpoints_lie_where_the_relative_storage_says(walk):
     for trial_id, trial in read_trials(walk.home / "runs/mine").items():
         stage, last = trial_id.split("-")[0], trial["ticks"][-1]
         home = walk.home / "runs/mine" / stage / "checkpoints" / trial_id
-        kept = {f"tick_{int(last[name]):02d}" for name in ("tick", "best_tick")}
-        assert {folder.name for folder in home.iterdir()} == kept
+        # Of an ended trial the best one; all of a stage's three trials are among its best three.
+        assert [folder.name for folder in home.iterdir()] == [f"tick_{int(last['best_tick']):02d}"]
 
 
 def test_wandb_has_one_offline_run_per_trial_without_an_account(walk):
@@ -163,7 +163,7 @@ def test_the_leaderboard_and_the_stages_are_shown_and_are_json(at_home):
     rows = json.loads(run_verb("show", "mine", "--json").out)
     assert [row["stage"] for row in rows] == ["explore", "exploit", "final"]
     best = json.loads(run_verb("show", "mine", "explore", "--json").out)
-    scores = [row["score"] for row in best if row["state"] == "finished"]
+    scores = [row["score"] for row in best["trials"] if row["state"] == "finished"]
     assert scores == sorted(scores, reverse=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from aiornot import cli, console
 from aiornot.data import demo
 
-VERBS = ("demo-data", "audit", "prepare", "train", "tune", "show", "evaluate", "predict")
+VERBS = ("demo-data", "audit", "prepare", "train", "probe", "tune", "show", "evaluate", "predict")
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
     *("--set", "lr=1e-2", "--set", "batch_size=8", "--set", "epochs=3"),
@@ -83,6 +84,7 @@ def test_the_options_are_frozen():
         "--profiler",
         "--set",
         "--wandb",
+        "--watch",
         "--weights",
     ]
 
@@ -125,6 +127,60 @@ def test_weights_come_from_a_file(here):
     assert moved["fc.weight"] > 1e-3
     kept = json.loads((here / "second/trials/train-000.json").read_text())["config"]["weights"]
     assert kept == str(here / "first/bundle")
+
+
+@pytest.mark.timeout(120)
+def test_a_watched_run_leaves_a_file_and_a_picture_of_each_tick(here):
+    (here / "run/probes").mkdir(parents=True)
+    (here / "run/probes/tick_02.json").write_text("of a run that never reported")
+    arguments = ("train", "--data", "prepared", "--out", "run", *QUICK, "--watch", "1,16")
+    result = run_verb(*arguments)
+    assert result.code == 0, result.err
+    names = ["tick_01.json", "tick_01.png", "tick_16.json", "tick_16.png"]
+    assert sorted(path.name for path in (here / "run/probes").iterdir()) == names
+    found = json.loads((here / "run/probes/tick_16.json").read_text())
+    assert found["tick"] == 16 and found["grad_norm"] > 0 and "fc.weight" in found["update_ratio"]
+    assert "run was finished before: nothing is left to watch" in run_verb(*arguments).err
+
+
+@pytest.mark.parametrize("ticks", ["17", "x", "1,,2"])
+def test_ticks_that_there_are_not_are_one_sentence(here, ticks):
+    result = run_verb("train", "--data", "prepared", "--out", "run", *QUICK, "--watch", ticks)
+    assert result.code == 2 and is_one_sentence(result.err), result.err
+    assert f"--watch {ticks}: give ticks from 1 to 16" in result.err and not (here / "run").exists()
+
+
+def test_a_probe_suggests_a_learning_rate_and_says_why_there_is_no_micro_batch(here):
+    result = run_verb("probe", "--data", "prepared", "--out", "probe", "--device", "cpu", *QUICK)
+    assert result.code == 0 and "probe/lr.png" in result.err, result.err
+    lr, memory = result.out.splitlines()
+    assert re.match(r"lr=\S+: meanwhile the loss fell by [1-9]", lr) and "rely" not in lr
+    assert memory.endswith(
+        "not measured, for it is a GPU's memory that is measured, and this is a CPU"
+    )
+    found = json.loads((here / "probe/probe.json").read_text())
+    assert found["summary"] == [lr, memory] and found["memory"] is None
+    assert lr.startswith(f"lr={found['lr']['suggestion']:.2g}:")
+    assert found["config"]["batch_size"] == 8 and (here / "probe/lr.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--out", "file"), "there is a file of that name"),
+        (("--set", "batch_size=500"), "fewer than the 16 reports"),
+        (("--set", "lrr=1"), "did you mean 'lr'"),
+        (("--set", "model=resnet1800"), "did you mean 'resnet18'"),
+        (("--data", "nowhere"), "nowhere/full.h5"),
+        (("--device", "gpu7"), "use auto, cpu, cuda"),
+    ],
+)
+def test_a_probe_that_cannot_be_made_is_one_sentence(here, arguments, expected):
+    (here / "file").write_text("precious")
+    places = ("--data", "prepared", "--out", "probe")
+    result = run_verb("probe", *places, *QUICK, *arguments)
+    assert result.code == 2 and is_one_sentence(result.err), result.err
+    assert expected in result.err and not (here / "probe").exists()
 
 
 @pytest.mark.parametrize("option", ["--out", "--profiler"])

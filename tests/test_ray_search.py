@@ -87,7 +87,7 @@ class Tune:
         for trial in trials:
             if trial.state == "running" and trial.id in self.rungs.stopped:
                 ledger.end(trial)
-        self.suggestions = Suggestions(what, ledger=ledger, trials=trials, data="/data.h5")
+        self.suggestions = Suggestions(what, ledger=ledger, trials=trials, job={"data": "/data.h5"})
         self.concurrent = concurrent
         self.active = {}
         self.random = random.Random(seed)
@@ -174,7 +174,7 @@ def test_a_stage_runs_its_trials_to_their_number():
 
 def test_a_suggestion_is_a_job_that_a_worker_can_run():
     ledger = MemoryLedger()
-    suggestions = Suggestions(plan(), ledger=ledger, trials=[], data="/data.h5")
+    suggestions = Suggestions(plan(), ledger=ledger, trials=[], job={"data": "/data.h5"})
     job = suggestions.suggest("tune0")
     assert job["trial"] == "explore-000"
     assert job["job"]["data"] == "/data.h5"
@@ -185,7 +185,7 @@ def test_a_suggestion_is_a_job_that_a_worker_can_run():
 
 
 def test_a_trial_is_recorded_before_it_is_suggested():
-    suggestions = Suggestions(plan(), ledger=MemoryLedger(writes=1), trials=[], data="")
+    suggestions = Suggestions(plan(), ledger=MemoryLedger(writes=1), trials=[], job={})
     with pytest.raises(Killed):
         suggestions.suggest("tune0")
 
@@ -302,7 +302,7 @@ def test_an_unfinished_trial_is_suggested_under_its_id_with_its_configuration():
     what = plan(4)
     ledger = killed_after(num_writes(what) - 1, what)
     (running,) = [trial for trial in ledger.read() if trial.state == "running"]
-    suggestions = Suggestions(what, ledger=ledger, trials=ledger.read(), data="")
+    suggestions = Suggestions(what, ledger=ledger, trials=ledger.read(), job={})
     job = suggestions.suggest("anything")
     assert job["trial"] == running.id and job["job"]["config"] == running.config
     assert suggestions.suggest("anything") == Searcher.FINISHED
@@ -311,7 +311,7 @@ def test_an_unfinished_trial_is_suggested_under_its_id_with_its_configuration():
 def test_a_resume_through_the_files_draws_the_same(tmp_path):
     what = plan(6)
     straight = Tune(what, MemoryLedger(), concurrent=2).play().ledger.read()
-    first = Suggestions(what, ledger=Ledger(str(tmp_path)), trials=[], data="")
+    first = Suggestions(what, ledger=Ledger(str(tmp_path)), trials=[], job={})
     for index in range(3):
         first.suggest(f"tune{index}")
     ledger = Ledger(str(tmp_path))
@@ -327,7 +327,7 @@ def test_an_extended_stage_adds_new_numbers_only():
     assert more.suggested == [f"explore-{number:03d}" for number in range(5, 9)]
     straight = Tune(plan(9), MemoryLedger()).play()
     assert timeless(more.ledger.read()) == timeless(straight.ledger.read())
-    fewer = Suggestions(plan(3), ledger=tune.ledger, trials=tune.ledger.read(), data="")
+    fewer = Suggestions(plan(3), ledger=tune.ledger, trials=tune.ledger.read(), job={})
     assert fewer.suggest("x") == Searcher.FINISHED
 
 
@@ -375,7 +375,7 @@ def test_optuna_is_told_how_each_trial_ended_and_all_its_scores():
 
 def test_a_trial_that_failed_is_a_failure_with_and_without_a_report():
     ledger = MemoryLedger()
-    suggestions = Suggestions(plan(), ledger=ledger, trials=[], data="")
+    suggestions = Suggestions(plan(), ledger=ledger, trials=[], job={})
     for _ in range(2):
         suggestions.suggest("x")
     silent, reported = ledger.read()
@@ -391,13 +391,13 @@ def test_a_trial_that_failed_is_a_failure_with_and_without_a_report():
 @pytest.mark.parametrize("last", [1, TICKS])
 def test_a_score_that_is_no_number_does_not_break_the_search(last):
     ledger = MemoryLedger()
-    suggestions = Suggestions(plan(2), ledger=ledger, trials=[], data="")
+    suggestions = Suggestions(plan(2), ledger=ledger, trials=[], job={})
     suggestions.suggest("x")
     (trial,) = ledger.read()
     trial.add_tick({"tick": last, "score": math.nan, "seconds": 1.0})
     ledger.end(trial)
     suggestions.tell(trial)
-    again = Suggestions(plan(2, sampler="tpe"), ledger=ledger, trials=ledger.read(), data="")
+    again = Suggestions(plan(2, sampler="tpe"), ledger=ledger, trials=ledger.read(), job={})
     for study in (suggestions._study, again._study):
         state = study.trials[0].state
         assert state == (TrialState.FAIL if last == TICKS else TrialState.PRUNED)
@@ -426,7 +426,7 @@ def drawn_next(trials, sampler) -> list[dict]:
     """Return the next ten points after these trials."""
     what = plan(len(trials) + 10, sampler=sampler)
     ledger = MemoryLedger()
-    suggestions = Suggestions(what, ledger=ledger, trials=copy.deepcopy(trials), data="")
+    suggestions = Suggestions(what, ledger=ledger, trials=copy.deepcopy(trials), job={})
     for _ in range(10):
         suggestions.suggest("x")
     return [trial.params for trial in ledger.read()]
@@ -503,7 +503,7 @@ def test_tune_may_pickle_a_live_search():
 
 
 def test_tune_may_save_a_search_and_nothing_restores_it(tmp_path):
-    suggestions = Suggestions(plan(), ledger=MemoryLedger(), trials=[], data="")
+    suggestions = Suggestions(plan(), ledger=MemoryLedger(), trials=[], job={})
     suggestions.save(str(tmp_path / "searcher.pkl"))
     assert (tmp_path / "searcher.pkl").read_bytes() == b""
     with pytest.raises(NotImplementedError):
@@ -663,8 +663,8 @@ def test_the_rungs_after_a_replay_are_those_of_the_live_search_at_every_write(co
         assert replayed.rungs() == live
         # A stop that was decided but not carried out, and all those that were.
         stopped = {trial.id for trial in trials if trial.state == "stopped"}
-        assert stopped <= replayed.stopped
-        waiting = replayed.stopped - {trial.id for trial in trials if trial.state != "running"}
+        assert stopped <= set(replayed.stopped)
+        waiting = set(replayed.stopped) - {trial.id for trial in trials if trial.state != "running"}
         assert len(waiting) <= 1
         pending += len(waiting)
     # Each stopped trial was for one write decided on and not yet ended.

@@ -13,9 +13,10 @@ import time
 import types
 
 import pytest
+from conftest import run_verb
 
 from aiornot.config import InputError
-from aiornot.training import track
+from aiornot.training import strips, track, watch
 from aiornot.training.track import Tracker, resolve_mode
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"
@@ -175,6 +176,42 @@ def test_after_a_restart_the_file_holds_the_earlier_ticks_too(tmp_path, monkeypa
     (new,) = files_of(tmp_path / "after", "explore-000-cd")
     assert read(old)["history"] == ticks[:4]
     assert read(new)["history"] == ticks
+
+
+def test_a_histogram_is_written_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = Tracker("aiornot", tmp_path)
+    start(tracker, "drawn")
+    counts = list(range(watch.BINS))
+    seen = watch.Histogram(counts=counts, zeros=5, beyond=1)
+    tracker.tick("drawn", metrics(1) | {"probe/grad/fc": seen})
+    tracker.close()
+    (told,) = read(files_of(tmp_path, "drawn")[0])["history"]
+    drawn = {"_type": "histogram", "values": counts, "bins": watch.EDGES}
+    assert told == metrics(1) | {f"probe/grad/fc/{name}": value for name, value in drawn.items()}
+
+
+@pytest.mark.timeout(120)
+def test_what_a_watched_run_found_is_tracked_also_after_a_restart(easy, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = ["--data", str(easy), "--out", str(tmp_path / "run"), "--watch", "1,3"]
+    arguments += ["--set=model=test_resnet.r160_in1k", "--set=pretrained=false", "--set=epochs=6"]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(strips, "draw", lambda found, path: found.tick == 3 and stop())
+        assert run_verb("train", *arguments, "--wandb", "off").code == 1
+    assert run_verb("train", *arguments).code == 0
+    (path,) = (tmp_path / "run").rglob("*.wandb")
+    history = read(path)["history"]
+    assert [told["tick"] for told in history] == list(range(1, 17))
+    seen = [told["tick"] for told in history if "probe/grad_norm" in told]
+    assert seen == [1, 3]
+    found = watch.load(tmp_path / "run/probes/tick_01.json")
+    assert history[0]["probe/grad_norm"] == found.grad_norm
+    assert history[0]["probe/act/fc/values"] == found.activations["fc"].counts
 
 
 def test_a_number_that_is_not_finite_does_not_end_the_tracking(tmp_path, monkeypatch):

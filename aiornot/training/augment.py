@@ -76,6 +76,13 @@ class Strengths:
     jpeg: bool
     erase: bool
 
+    def named(self) -> dict[str, float]:
+        """Return the numbers by name, read from the device, with the crop's only if it is on."""
+        values = dict(zip(_NUMBERS, self.numbers.tolist(), strict=True))
+        if not self.crop:
+            del values["crop_scale"]
+        return values | {"dihedral": float(self.dihedral)}
+
     def off(self) -> bool:
         """Return whether nothing is switched on."""
         geometry = self.crop or self.rotate or self.dihedral or self.flip

@@ -28,7 +28,15 @@ def keep(folder: Path, root: str, metrics: Mapping[str, float]) -> None:
     """Keep the checkpoint of a tick, and of the older ones only the best."""
     tick = int(metrics["tick"])
     storage.put_folder(folder, folder_of(root, tick))
-    wanted = {folder_of(root, tick), folder_of(root, int(metrics["best_tick"]))}
+    _keep_only(root, {folder_of(root, tick), folder_of(root, int(metrics["best_tick"]))})
+
+
+def keep_best(root: str, best_tick: int) -> None:
+    """Of a trial that has ended keep the best checkpoint alone: it will not go on."""
+    _keep_only(root, {folder_of(root, best_tick)})
+
+
+def _keep_only(root: str, wanted: set[str]) -> None:
     for path in storage.list_folders(root):
         if path not in wanted:
             storage.delete(path)

@@ -4,14 +4,18 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aiornot.config import TrainConfig
-from aiornot.training import checkpoints, loop
+from aiornot import storage
+from aiornot.config import TICKS, TrainConfig
+from aiornot.training import checkpoints, loop, snapshot
+from aiornot.training.watch import Watch
 
 Tell = Callable[[dict[str, float]], None]
 
@@ -41,6 +45,10 @@ def one_batch(config: TrainConfig, *, num_train: int) -> TrainConfig:
     )
 
 
+_MICRO_BATCH = "micro_batch"
+"""File in a trial's folder: how many images at a time still fitted on each of its ranks, or may."""
+
+
 def run(
     config: Mapping[str, Any],
     *,
@@ -48,7 +56,9 @@ def run(
     device: torch.device,
     root: str,
     tell: Tell,
+    told: int = TICKS,
     compile_augment: bool | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Train one configuration, going on from its newest checkpoint under ``root`` if there is one.
 
@@ -58,20 +68,40 @@ def run(
         device: Where to train.
         root: The trial's checkpoint folder, local or remote.
         tell: Receives the metrics of each tick, after its checkpoint is kept.
-        compile_augment: As for ``loop.train``.
+        told: As for ``loop.train``, as are those that follow.
+
+    Raises:
+        loop.OutOfMemory: Of several ranks; run anew, they take half as many images at a time.
     """
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
+        values: dict[str, Any] = dict(metrics)
         if folder is not None:
             checkpoints.keep(folder, root, metrics)
-        tell(metrics)
+            values["effective"] = snapshot.read_description(folder)["effective"]
+        tell(values)
 
-    with checkpoints.newest(root) as checkpoint:
+    limit = storage.join(root, _MICRO_BATCH)
+    with checkpoints.newest(root) as checkpoint, _noting_memory(limit):
         loop.train(
             TrainConfig.from_dict(config),
             data=data,
             device=device,
             report=report,
             checkpoint=checkpoint,
+            told=told,
+            micro_batch=int(storage.read_text(limit)) if storage.exists(limit) else None,
             compile_augment=compile_augment,
+            watch=watch,
         )
+
+
+@contextmanager
+def _noting_memory(limit: str) -> Iterator[None]:
+    """Note for the next attempt that half as many images are to be in memory at once."""
+    try:
+        yield
+    except loop.OutOfMemory as error:
+        if error.micro_batch > 1:
+            storage.write_text(limit, str(math.ceil(error.micro_batch / 2)))
+        raise

@@ -19,8 +19,21 @@ from torch import nn
 from aiornot.config import TICKS, TrainConfig, WorkError
 from aiornot.training import augment, loader, metrics, ranks, snapshot
 from aiornot.training.run import Run, start
+from aiornot.training.watch import Probe, Watch
 
 Report = Callable[[dict[str, float], Path | None], None]
+
+
+class OutOfMemory(WorkError):
+    """The device has no room for so many images at a time."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+        super().__init__(
+            f"out of memory with {micro_batch} images at a time on each worker: give a smaller "
+            "micro_batch_size (gradients add up, batch_size stays), or less size"
+        )
+
 
 EVAL_BATCH = 4
 """Evaluation holds no activations for a backward pass: its batches may be this much larger."""
@@ -33,15 +46,19 @@ def train(
     device: torch.device,
     report: Report,
     checkpoint: Path | None = None,
+    told: int = TICKS,
+    micro_batch: int | None = None,
     compile_augment: bool | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Fine-tune one configuration.
 
     Works alone or as one of several ranks: if a process group is initialised, it is used.
     ``report`` is called by every rank at each of 16 ticks, with the metrics and (rank 0 only) a
     folder that holds the checkpoint; the folder is gone when ``report`` returns. It may not return
-    at all if the trial is stopped. A resumed run first repeats the report of its checkpoint,
-    without a folder: so a tick whose report was lost after its checkpoint was kept is not missing.
+    at all if the trial is stopped. A resumed run first repeats, without a folder, the report of
+    its checkpoint, and before it those that ``told`` says were lost: a disk may have been full for
+    the caller's own notes while checkpoints were still kept.
 
     A loss that is no longer finite ends the run with ``diverged`` 1 and the worst score, 0.
 
@@ -51,8 +68,11 @@ def train(
         device: Where to train.
         report: Receives metrics such as ``val/auroc`` and the checkpoint folder.
         checkpoint: A folder once given to ``report``, to go on from.
+        told: The last tick that the caller still knows of.
+        micro_batch: At most so many images of a rank in memory at once; unsaid, as configured.
         compile_augment: Whether to compile the augmentation; unsaid, on a GPU only. Compiled, its
             last bits differ.
+        watch: At which ticks to look inside a step; it changes nothing of the training.
 
     Raises:
         InputError: The configuration does not fit the data, the model or the checkpoint.
@@ -60,18 +80,39 @@ def train(
     run = start(config, data, device, is_fresh=checkpoint is None, compile_augment=compile_augment)
     if checkpoint is not None:
         snapshot.resume(run, checkpoint)
-        report(dict(run.reported), None)
-    while run.tick < TICKS and not run.reported.get("diverged"):
+        for lost in run.reports[min(told, run.tick - 1) :]:
+            report(dict(lost), None)
+    run.micro_batch = min(run.micro_batch, micro_batch or run.micro_batch)
+    while run.tick < TICKS and not (run.reports and run.reports[-1].get("diverged")):
         started = time.perf_counter()
-        losses, logits, labels = _train_tick(run)
+        probe = watch.probe(run.tick + 1) if watch is not None else None
+        losses, logits, labels = _train_tick(run, probe)
         values = _measure(run, losses, logits, labels)
-        run.reported = values | {"seconds": time.perf_counter() - started}
+        run.reports.append(values | {"seconds": time.perf_counter() - started})
+        if watch is not None and probe is not None:
+            watch.keep(probe.findings(run))
         with _snapshot(run) as folder:
-            report(dict(run.reported), folder)
+            report(dict(run.reports[-1]), folder)
 
 
-def _train_tick(run: Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def steps(run: Run, count: int) -> Iterator[torch.Tensor]:
+    """Take the first ``count`` optimizer steps one by one, and yield the mean loss () of each.
+
+    For what measures a run (see ``run.aside``): there are no ticks, and nothing thaws.
+    """
+    run.parallel.train()
+    for step, images, targets in _batches(run, 0, count):
+        yield _step(run, step, images, targets)[0]
+
+
+def _train_tick(
+    run: Run, probe: Probe | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Take the steps up to the next tick; nothing in it waits for the device.
+
+    Args:
+        run: Between two ticks.
+        probe: Looks inside the last step.
 
     Returns:
         Mean loss (), and logits and labels (n,) of the images trained on by this rank.
@@ -83,7 +124,7 @@ def _train_tick(run: Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     for step, images, targets in _batches(run, first, last):
         if run.thawing.at(step):
             run.parallel = ranks.wrap(run.module, run.device)
-        loss, output = _step(run, step, images, targets)
+        loss, output = _step(run, step, images, targets, probe if step == last - 1 else None)
         loss_sum += loss
         logits.append(output)
         labels.append(targets)
@@ -105,7 +146,11 @@ def _batches(run: Run, first: int, last: int) -> Iterator[tuple[int, torch.Tenso
 
 
 def _step(
-    run: Run, step: int, images: torch.Tensor, labels: torch.Tensor
+    run: Run,
+    step: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    probe: Probe | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     config = run.config
     inputs = run.transform(
@@ -116,18 +161,29 @@ def _step(
         std=run.std,
     )
     targets = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
-    loss, logits = _fitting(run, inputs, targets)
-    if config.clip_grad is not None:
-        run.scaler.unscale_(run.adamw)
-        nn.utils.clip_grad_norm_(run.parameters, config.clip_grad, foreach=True)
-    run.scaler.step(run.adamw)
-    run.scaler.update()
-    run.adamw.zero_grad(set_to_none=True)
+    with probe.looking(run.module) if probe is not None else nullcontext():
+        loss, logits = _fitting(run, inputs, targets)
+    _update(run, probe)
     if step + 1 < run.num_steps:  # beyond its last step torch's cycle rises again
         run.schedule.step()
     if run.ema is not None:
         run.ema.update(run.module)
     return loss, logits
+
+
+def _update(run: Run, probe: Probe | None) -> None:
+    """Let the optimizer use up the gradients."""
+    if run.config.clip_grad is not None:
+        run.scaler.unscale_(run.adamw)
+    if probe is not None:
+        probe.before(run)
+    if run.config.clip_grad is not None:
+        nn.utils.clip_grad_norm_(run.parameters, run.config.clip_grad, foreach=True)
+    run.scaler.step(run.adamw)
+    run.scaler.update()
+    if probe is not None:
+        probe.after(run)
+    run.adamw.zero_grad(set_to_none=True)
 
 
 def _fitting(
@@ -140,10 +196,7 @@ def _fitting(
         except torch.OutOfMemoryError as error:
             # The other ranks wait in a collective call that this one has left.
             if run.micro_batch == 1 or ranks.world_size() > 1:
-                raise WorkError(
-                    f"out of memory with {run.micro_batch} images at a time on each worker: give "
-                    "a smaller micro_batch_size (gradients add up, batch_size stays), or less size"
-                ) from error
+                raise OutOfMemory(run.micro_batch) from error
         # Not in the handler: its traceback holds the tensors that are to go.
         run.adamw.zero_grad(set_to_none=True)
         run.micro_batch = math.ceil(run.micro_batch / 2)
@@ -156,7 +209,9 @@ def _gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean loss () and the logits (n,) of a batch, its gradients added up."""
     losses, outputs = [], []
-    parts = list(zip(inputs.split(run.micro_batch), targets.split(run.micro_batch), strict=True))
+    # Of equal sizes, as far as that goes: a rest of one image has no batch statistics.
+    count = math.ceil(len(inputs) / run.micro_batch)
+    parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
     for number, (part, wanted) in enumerate(parts):
         with ranks.synchronised(run.parallel, last=number == len(parts) - 1):
             with _autocast(run):
@@ -259,7 +314,7 @@ def evaluate(
 @contextmanager
 def _snapshot(run: Run) -> Iterator[Path | None]:
     """Give the checkpoint of the current tick in a temporary folder, on rank 0; None elsewhere."""
-    if ranks.rank() != 0 or run.reported.get("diverged"):
+    if ranks.rank() != 0 or run.reports[-1].get("diverged"):
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="aiornot-") as name:

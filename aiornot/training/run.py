@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,7 +29,7 @@ class Run:
     ema: ModelEmaV3 | None
     thawing: thaw.Thaw
     adamw: torch.optim.AdamW
-    schedule: torch.optim.lr_scheduler.OneCycleLR
+    schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     dtype: torch.dtype
     transform: augment.Transform
@@ -41,7 +43,8 @@ class Run:
     tick: int = 0
     best: float = 0.0
     best_tick: int = 0
-    reported: dict[str, float] = dataclasses.field(default_factory=dict)
+    reports: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """What was reported at each tick so far."""
 
     @property
     def num_steps(self) -> int:
@@ -106,6 +109,25 @@ def start(
         parameters=[p for group in adamw.param_groups for p in group["params"]],
         micro_batch=max(1, (config.micro_batch_size or config.batch_size) // ranks.world_size()),
     )
+
+
+@contextmanager
+def aside(config: TrainConfig, data: Path, device: torch.device, *, steps: int) -> Iterator[Run]:
+    """Give a run to be measured and thrown away; random state is then what it was before.
+
+    Args:
+        config: Of which only ``epochs`` and ``unfreeze`` change: all of the model learns.
+        data: A prepared file.
+        device: Where to train.
+        steps: How many its schedule must at least have.
+
+    Raises:
+        InputError: As ``start``.
+    """
+    longer = dataclasses.replace(config, epochs=steps + 1, unfreeze=0.0)
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices):  # start seeds all of them
+        yield start(longer, data, device)
 
 
 def _prepare_backend(device: torch.device) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from aiornot.config import InputError
 from aiornot.data import hdf5
+from aiornot.training import ranks
 from aiornot.training.run import Run
 
 WEIGHTS = "model.safetensors"
@@ -37,7 +38,7 @@ def save(run: Run, folder: Path) -> None:
         "cuda_rng": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
     }
     torch.save(state, folder / STATE)
-    (folder / METRICS).write_text(json.dumps(run.reported), encoding="utf-8")
+    (folder / METRICS).write_text(json.dumps(run.reports), encoding="utf-8")
     (folder / DESCRIPTION).write_text(json.dumps(describe(run), indent=1), encoding="utf-8")
 
 
@@ -57,7 +58,31 @@ def describe(run: Run) -> dict[str, Any]:
         "num_train": len(run.train_split),
         "pretrained_cfg": _plain(getattr(run.module, "pretrained_cfg", {})),
         "data": {key: value for key, value in attributes.items() if key != "schema_version"},
-        "effective_lr": sorted({group["max_lr"] for group in run.adamw.param_groups}),
+        "effective": effective(run),
+    }
+
+
+def effective(run: Run) -> dict[str, Any]:
+    """Return what the run really trains with, read back from what was built and not from the
+    configuration: each learning rate with the parameters that have it, batch, strengths.
+    """
+    rates: dict[str, int] = {}
+    for group in run.adamw.param_groups:
+        # What thaws later counts too. Not every schedule has a peak.
+        peak = f"{group.get('max_lr', group['lr']):.6g}"
+        rates[peak] = rates.get(peak, 0) + sum(each.numel() for each in group["params"])
+    return {
+        "parameters_by_lr": rates,
+        "weight_decay": sorted({group["weight_decay"] for group in run.adamw.param_groups}),
+        "parameters": sum(each.numel() for each in run.module.parameters()),
+        "batch_size": run.config.batch_size // ranks.world_size() * ranks.world_size(),
+        "micro_batch_size": run.micro_batch,
+        "workers": ranks.world_size(),
+        "num_train": len(run.train_split),
+        "num_steps": run.num_steps,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "augmentation": run.strengths.named(),
+        "ema_decay": run.ema.decay if run.ema is not None else 0.0,
     }
 
 
@@ -69,13 +94,18 @@ def _plain(values: Any) -> dict[str, Any]:
     }
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what ``describe`` said when a checkpoint was written."""
+    return dict(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+
+
 def resume(run: Run, folder: Path) -> None:
     """Bring a run that was just made to where another one was saved.
 
     Raises:
         InputError: It was of another configuration.
     """
-    saved = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["config"]
+    saved = read_description(folder)["config"]
     if saved != run.config.to_dict():
         changed = [key for key, value in run.config.to_dict().items() if saved.get(key) != value]
         raise InputError(
@@ -96,4 +126,4 @@ def resume(run: Run, folder: Path) -> None:
         torch.cuda.set_rng_state(state["cuda_rng"].cpu(), run.device)
     run.tick, run.best, run.best_tick = state["tick"], state["best"], state["best_tick"]
     run.micro_batch = state["micro_batch"]
-    run.reported = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    run.reports = json.loads((folder / METRICS).read_text(encoding="utf-8"))

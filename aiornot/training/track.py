@@ -16,9 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from aiornot.config import InputError
+from aiornot.training.watch import EDGES, Histogram
 
 Metrics = Mapping[str, Any]
+
+EFFECTIVE = "effective"
+"""Among the metrics: what was built, read back from it. It goes into a run's configuration."""
 
 CLOSE_SECONDS = 60.0
 """How long to wait for the last reports at the end of a stage."""
@@ -65,6 +71,7 @@ class Tracker:
         self._put(lambda: self._open(run_id, settings, earlier))
 
     def tick(self, run_id: str, metrics: Metrics) -> None:
+        """Log one report: numbers, and histograms such as ``watch.logged`` gives."""
         values = dict(metrics)
         self._put(lambda: _log(self._runs[run_id], values))
 
@@ -126,7 +133,19 @@ class Tracker:
 
 
 def _log(run: Any, metrics: dict[str, Any]) -> None:
-    run.log(metrics, step=int(metrics["tick"]))
+    values = {name: _translated(value) for name, value in metrics.items() if name != EFFECTIVE}
+    effective = metrics.get(EFFECTIVE)
+    if effective and EFFECTIVE not in dict(run.config):
+        run.config.update({EFFECTIVE: effective}, allow_val_change=True)
+    run.log(values, step=int(metrics["tick"]))
+
+
+def _translated(value: Any) -> Any:
+    if not isinstance(value, Histogram):
+        return value
+    import wandb
+
+    return wandb.Histogram(np_histogram=(np.array(value.counts), np.array(EDGES)))
 
 
 def resolve_mode(mode: str) -> str:

@@ -1,23 +1,24 @@
 """Leaderboards, read from the ledger: which runs there are, their stages, a stage's trials.
 
-``aiornot show demo explore`` prints one. Rows are plain dicts, so that ``--json`` prints the same.
+``aiornot show demo explore`` prints one. Rows are plain dicts, so that ``--json`` prints the same;
+``tables.py`` turns them into what people read.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiornot import storage
-from aiornot.config import TICKS, InputError, TrainConfig
-from aiornot.tuning import select
+from aiornot.config import InputError
+from aiornot.tuning import asha, narrow, select, spending
+from aiornot.tuning.agreement import agreement
+from aiornot.tuning.importance import importances
 from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.record import Record, space_of
+from aiornot.tuning.space import Distribution, distribution_from_json
 
 Row = dict[str, Any]
-
-RUN_COLUMNS = ("run", "stages", "trials", "best", "delivered")
-STAGE_COLUMNS = ("stage", "state", "trials", "ended", "best", "se", "seconds", "data")
-TRIAL_COLUMNS = ("trial", "state", "tick", "score", "se", "seconds", "origin")
-"""``se``: one standard error of the score (Hanley-McNeil), from the size of val."""
 
 
 def runs(root: str) -> list[Row]:
@@ -33,16 +34,22 @@ def runs(root: str) -> list[Row]:
 
 
 def _run_row(root: str, name: str) -> Row:
-    stages = [ledger.read() for ledger in _ledgers(root, name).values()]
+    read = [_read(ledger) for ledger in _ledgers(root, name).values()]
     # Of the last stage that has one: a score on other data or epochs is another quantity.
-    bests = [best for trials in stages if (best := _best(trials)) is not None]
+    bests = [best for _, trials in read if (best := _best(trials)) is not None]
+    spends = [_spend(record, trials) for record, trials in read]
     return {
         "run": name,
-        "stages": len(stages),
-        "trials": sum(len(trials) for trials in stages),
+        "stages": len(read),
+        "trials": sum(len(trials) for _, trials in read),
         "best": bests[-1] if bests else None,
+        **{key: sum(spend[key] for spend in spends) for key in spends[0]},
         "delivered": storage.exists(storage.join(root, name, "bundle", "bundle.json")),
     }
+
+
+def _read(ledger: Ledger) -> tuple[Record, list[Trial]]:
+    return ledger.read_stage() or {}, ledger.read()
 
 
 def _ledgers(root: str, name: str) -> dict[str, Ledger]:
@@ -62,7 +69,7 @@ def _ledgers(root: str, name: str) -> dict[str, Ledger]:
 
 def stages(root: str, name: str) -> list[Row]:
     """Return a row for every stage of a run that was begun."""
-    return [_stage_row(stage, ledger) for stage, ledger in _known(root, name).items()]
+    return [_stage_row(stage, *_read(ledger)) for stage, ledger in _known(root, name).items()]
 
 
 def _known(root: str, name: str) -> dict[str, Ledger]:
@@ -73,22 +80,35 @@ def _known(root: str, name: str) -> dict[str, Ledger]:
     return ledgers
 
 
-def _stage_row(stage: str, ledger: Ledger) -> Row:
-    trials, record = ledger.read(), ledger.read_stage() or {}
-    ended = [trial for trial in trials if trial.state != "running"]
-    wanted = record.get("num_trials", 1)
+def _stage_row(stage: str, record: Record, trials: Sequence[Trial]) -> Row:
+    states: Counter[str] = Counter(trial.state for trial in trials)
+    state, reason = _state(record, states)
     best = _best(trials)
     return {
         "stage": stage,
-        "state": "finished" if len(ended) >= wanted else "unfinished",
-        "trials": wanted,
-        "ended": len(ended),
+        "state": state,
+        "reason": reason,
+        "trials": record.get("num_trials", 1),
+        "ended": len(trials) - states["running"],
+        "by_state": dict(sorted(states.items())),
         "best": best,
         "se": _error(best, record),
-        "seconds": sum(trial.seconds for trial in trials),
+        **_spend(record, trials),
         "data": record.get("meaning", {}).get("data"),
         "warnings": record.get("warnings", []),
     }
+
+
+def _state(record: Record, states: Mapping[str, int]) -> tuple[str, str]:
+    """Return the state of a stage, and why it is not finished if it is not."""
+    wanted = record.get("num_trials", 1)
+    left = wanted - sum(count for state, count in states.items() if state != "running")
+    if left > 0:
+        to_go = f"{left} of {wanted} trials to go"
+        closed = record.get("closed")
+        return ("closed", f"{closed}, {to_go}") if closed else ("unfinished", to_go)
+    # The chain would not go on from here: it tries the failed ones again.
+    return ("finished", "") if states.get("finished") else ("unfinished", "no trial finished")
 
 
 def _best(trials: Sequence[Trial]) -> float | None:
@@ -108,27 +128,96 @@ def _error(score: float | None, record: Mapping[str, Any]) -> float | None:
     )
 
 
-def trials(root: str, name: str, stage: str) -> list[Row]:
-    """Return a stage's trials, best first; those without a standing come last."""
+def _spend(record: Record, trials: Sequence[Trial]) -> Row:
+    """Return seconds: of the trials, of their devices together, and by the clock on the wall."""
+    seconds = sum(trial.seconds for trial in trials)
+    spent = spending.spent(record, trials)
+    return {
+        "seconds": seconds,
+        "device_seconds": spent.device_seconds,
+        "wall_seconds": spent.wall_seconds if "sessions" in record else _span(trials),
+    }
+
+
+def _span(trials: Sequence[Trial]) -> float:
+    """Return the seconds from the first begin to the last tick, pauses among them."""
+    begins = [trial.started for trial in trials if trial.started]
+    ticks = [trial.ticks[-1].get("time", 0.0) for trial in trials if trial.ticks]
+    return max(0.0, max(ticks) - min(begins)) if begins and ticks else 0.0
+
+
+def read_stage(root: str, name: str, stage: str) -> tuple[Record, list[Trial]]:
+    """Return the record of a stage and its trials in the order of their numbers."""
     ledgers = _known(root, name)
     if stage not in ledgers:
         known = ", ".join(ledgers)
         raise InputError(f"{root}: run {name!r} has no stage {stage!r}; it has {known}")
-    ledger = ledgers[stage]
-    record, found = ledger.read_stage() or {}, ledger.read()
-    budget = record.get("meaning", {}).get("budget", {})
-    rungs = _rungs(budget.get("grace_period", TICKS), budget.get("reduction_factor", 4))
-    ranked = select.rank(found, rungs)
+    return _read(ledgers[stage])
+
+
+def leaderboard(root: str, name: str, stage: str) -> Row:
+    """Return all there is to say of a stage.
+
+    ``stage`` is its row, ``trials`` have one each, best first, ``bounds`` are sentences on best
+    values at a bound of the stage file's range, ``importances`` are those of ``importance.py``,
+    None where nothing is searched, ``agreements`` one per next stage, see ``agreement.py``.
+    """
+    record, found = read_stage(root, name, stage)
+    rungs = select.rungs(asha.budget_of(record))
+    best, _ = select.split_top(found, rungs)
+    space = space_of(record)
+    return {
+        "run": name,
+        "stage": _stage_row(stage, record, found),
+        "trials": trials(record, found),
+        "bounds": narrow.bound_hits(_original(record), best),
+        "importances": importances(space, found, rung=rungs[0]) if space else None,
+        "agreements": _agreements(root, name, stage, found, rungs),
+    }
+
+
+def _original(record: Record) -> dict[str, Distribution]:
+    """Return the ranges as the stage file has them, before any narrowing."""
+    texts = record.get("meaning", {}).get("space", {})
+    return {
+        name: distribution_from_json(text.removeprefix("narrowed ")) for name, text in texts.items()
+    }
+
+
+def _agreements(
+    root: str, name: str, stage: str, found: Sequence[Trial], rungs: Sequence[int]
+) -> list[Row]:
+    rows = []
+    for child, ledger in _ledgers(root, name).items():
+        record, trials = _read(ledger)
+        if trials and record.get("meaning", {}).get("after") == stage:
+            child_rungs = select.rungs(asha.budget_of(record))
+            rows.append(agreement(found, trials, names=(stage, child), rungs=(rungs, child_rungs)))
+    return [row for row in rows if row["num_pairs"]]
+
+
+def trials(record: Record, found: Sequence[Trial]) -> list[Row]:
+    """Return a row for every trial of a stage, best first; those without a standing come last."""
+    budget = asha.budget_of(record)
+    ranked = select.rank(found, select.rungs(budget))
     rest = [trial for trial in found if trial not in ranked]
-    return [_trial_row(trial, record) for trial in [*ranked, *rest]]
+    lowest = _lowest_equal(record, found)
+    return [
+        _trial_row(trial, record)
+        | {
+            "within_error": trial.state == "finished" and trial.score >= lowest,
+            "cut": asha.cut(trial, found, budget),
+        }
+        for trial in [*ranked, *rest]
+    ]
 
 
-def _rungs(grace_period: int, reduction_factor: int) -> list[int]:
-    from aiornot.tuning.space import Budget
-
-    return select.rungs(
-        Budget(num_trials=1, grace_period=grace_period, reduction_factor=reduction_factor)
-    )
+def _lowest_equal(record: Record, trials: Sequence[Trial]) -> float:
+    """Return the score one standard error below that of the best finished trial."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    best = _best(finished)
+    error = _error(best, record)
+    return math.inf if best is None or error is None else best - error
 
 
 def _trial_row(trial: Trial, record: Mapping[str, Any]) -> Row:
@@ -143,38 +232,6 @@ def _trial_row(trial: Trial, record: Mapping[str, Any]) -> Row:
         "seconds": trial.seconds,
         "origin": trial.origin,
         "config": trial.config,
+        "effective": trial.effective,
+        "traceback": trial.traceback,
     }
-
-
-def texts(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    """Return the cells of a row as people read them; a column may be a hyper-parameter."""
-    values = {**row.get("config", {}), **row}
-    return [_text(column, values.get(column)) for column in columns]
-
-
-def _text(column: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        if column in ("best", "score", "se"):
-            return f"{value:.4f}"
-        return f"{value:.0f}" if column == "seconds" else f"{value:.3g}"
-    return str(value)
-
-
-def varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the hyper-parameters in which the trials of a board differ."""
-    names = sorted({name for row in rows for name in row["config"]})
-    return tuple(name for name in names if len({str(row["config"].get(name)) for row in rows}) > 1)
-
-
-def shared(rows: Sequence[Row]) -> str:
-    """Return what all trials of a board have in common and is not TrainConfig's default."""
-    if not rows:
-        return ""
-    default, differ = TrainConfig().to_dict(), varied(rows)
-    common = {key: value for key, value in rows[0]["config"].items() if key not in differ}
-    parts = [f"{key}={_text(key, v)}" for key, v in common.items() if v != default.get(key)]
-    return f"all: {', '.join(parts)}" if parts else ""

@@ -34,6 +34,10 @@ class Trial:
     """The whole TrainConfig that is trained."""
     ticks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     reason: str = ""
+    traceback: str = ""
+    """Of a failed trial, where it was an exception."""
+    effective: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What was really built, read back from it: learning rates, batch, strengths."""
     started: float = 0.0
 
     def last(self, name: str) -> float:
@@ -93,6 +97,7 @@ class Ledger:
     def begin(self, trial: Trial) -> None:
         """Record a trial that starts, or goes on."""
         trial.started = trial.started or time.time()
+        trial.reason = trial.traceback = ""
         self._write(trial)
         for observer in self._observers:
             observer.begin(trial)
@@ -102,19 +107,36 @@ class Ledger:
 
         A number that is not finite is NaN from here on, since JSON has no word for it but null.
         """
-        values = {key: _finite(metrics[key]) for key in sorted(metrics)} | {"time": time.time()}
+        numbers = {key: metrics[key] for key in sorted(metrics) if key != "effective"}
+        values = {key: _finite(value) for key, value in numbers.items()} | {"time": time.time()}
         if not trial.add_tick(values):
             return
+        trial.effective = dict(metrics.get("effective") or trial.effective)
         self._write(trial)
         for observer in self._observers:
             observer.tick(trial, values)
 
-    def end(self, trial: Trial, *, error: str = "") -> None:
-        """Record how a trial ended; its last tick and the error tell."""
+    def end(self, trial: Trial, *, error: str = "", traceback: str = "", stopped: str = "") -> None:
+        """Record how a trial ended; its last tick tells, unless it failed or was stopped.
+
+        Args:
+            trial: The trial.
+            error: What happened, in a line.
+            traceback: Where, if that is known.
+            stopped: Why it was stopped, where that was not for its score.
+        """
         trial.state, trial.reason = _end_of(trial, error)
+        trial.traceback = traceback
+        if stopped and trial.state == "stopped":
+            trial.reason = f"{stopped}, at tick {trial.tick}"
         self._write(trial)
         for observer in self._observers:
             observer.end(trial)
+
+    def reopen(self, trial: Trial) -> None:
+        """Record that a failed trial is to be run again; its reason stays, for people to read."""
+        trial.state = "running"
+        self._write(trial)
 
     def _write(self, trial: Trial) -> None:
         values = dataclasses.asdict(trial)

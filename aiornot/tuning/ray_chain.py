@@ -14,7 +14,7 @@ from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5
 from aiornot.training import checkpoints, model, track
-from aiornot.tuning import ray_runs, ray_tuner
+from aiornot.tuning import meter, ray_runs, ray_tuner, spending, twins
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Ledger, Observer, Trial
 from aiornot.tuning.record import Record
@@ -32,6 +32,10 @@ class Options:
     """Folder of the chain's runs, local or remote; made absolute, for the workers' sake."""
     num_workers: int = 1
     """Ranks of each Ray Train run."""
+    tick_seconds: float | None = None
+    """A process that needs longer for a tick is ended, and its trial started again."""
+    limits: spending.Limits = spending.Limits()
+    """What the searching stages must leave to those behind them."""
     num_trials: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Trials of a searching stage, where not as many as its file says."""
     only: str | None = None
@@ -39,8 +43,8 @@ class Options:
     fresh: bool = False
     """Move an earlier run of the chain aside first."""
     say: Callable[[str], None] = lambda text: None
-    observe: Callable[[Stage, int], Sequence[Observer]] = lambda stage, num_trials: ()
-    """Makes the observers of a stage's ledger."""
+    observe: Callable[[Stage, int, Sequence[Trial]], Observer] | None = None
+    """Makes an observer of a stage's ledger, given its number of trials and those it holds."""
     make_tracker: Callable[[], track.Tracker] | None = None
     """Opens W&B once there is something to run."""
 
@@ -92,9 +96,9 @@ def run_chain(folder: Path, options: Options) -> Outcome | None:
         if old is not None:
             records.check_unchanged(stage, options.data_file(stage), old, place=options.root)
     wanted = list(_until(stages, options.only))
-    if not all(_is_finished(stage, options) for stage in wanted):
+    if not all(_is_finished(stage, stages, options) for stage in wanted):
         _check_models(stages, options)
-        _run_stages(wanted, options)
+        _run_stages(wanted, stages, options)
     return None if options.only and wanted != stages else _outcome(stages, options)
 
 
@@ -142,26 +146,34 @@ def _num_trials(stage: Stage, options: Options) -> int:
     return options.num_trials.get(stage.name, stage.budget.num_trials)
 
 
-def _is_finished(stage: Stage, options: Options) -> bool:
+def _is_finished(stage: Stage, chain: Sequence[Stage], options: Options) -> bool:
     ledger = options.ledger(stage)
     record = ledger.read_stage()
     if record is None:
         return False
-    ended = sum(trial.state != "running" for trial in ledger.read())
-    wanted = _num_trials(stage, options) if stage.searches() else record["num_trials"]
-    return bool(ended >= wanted)
+    trials = ledger.read()
+    if "closed" in record and not spending.spent(record, trials).below(
+        _allowed(stage, chain, options)
+    ):
+        return True
+    ended = sum(trial.state != "running" for trial in trials)
+    if stage.searches():
+        return ended >= _num_trials(stage, options)
+    # Without a finished one the chain cannot go on: the failed ones are tried again.
+    finished = any(trial.state == "finished" for trial in trials)
+    return bool(finished and ended >= record["num_trials"])
 
 
-def _run_stages(stages: Sequence[Stage], options: Options) -> None:
+def _run_stages(stages: Sequence[Stage], chain: Sequence[Stage], options: Options) -> None:
     tracker = options.make_tracker() if options.make_tracker else None
     try:
-        with ray_session.connected():
+        with ray_session.connected(state_api=any(stage.nested() for stage in stages)):
             _check_workers(options.num_workers)
             for stage in stages:
-                if _is_finished(stage, options):
+                if _is_finished(stage, chain, options):
                     options.say(f"{stage.name}: finished before")
                 else:
-                    _run_stage(stage, options, tracker)
+                    _run_stage(stage, chain, options, tracker)
     finally:
         if tracker is not None and (hint := tracker.close()):
             options.say(hint)
@@ -174,15 +186,35 @@ def _check_workers(num_workers: int) -> None:
         raise InputError(f"--workers {num_workers}: this Ray has room for {total} at most")
 
 
-def _run_stage(stage: Stage, options: Options, tracker: track.Tracker | None) -> None:
+def _run_stage(
+    stage: Stage, chain: Sequence[Stage], options: Options, tracker: track.Tracker | None
+) -> None:
     record = _open_record(stage, options)
-    observers = [*options.observe(stage, record["num_trials"])]
+    known = options.ledger(stage).read()
+    observers: list[Observer] = []
+    if options.observe is not None:
+        observers.append(options.observe(stage, record["num_trials"], known))
     if tracker is not None:
         observers.append(_Tracking(tracker, stage, record))
-    ledger, data = options.ledger(stage, observers), options.data_file(stage)
+    clock = meter.Meter(
+        options.ledger(stage),
+        record,
+        num_workers=1 if stage.searches() and not stage.nested() else options.num_workers,
+        allowed=_allowed(stage, chain, options),
+    )
+    alarm = twins.Alarm(known, options.say)
+    ledger, data = options.ledger(stage, [clock, alarm, *observers]), options.data_file(stage)
     started = time.monotonic()
     if stage.searches():
-        ray_tuner.search(stage, record, ledger, data=data)
+        terms = ray_tuner.Terms(
+            num_workers=options.num_workers,
+            tick_seconds=options.tick_seconds,
+            may_go_on=clock.may_go_on,
+        )
+        ray_tuner.search(stage, record, ledger, data=data, terms=terms)
+        if not clock.may_go_on():
+            record["closed"] = "its share of the budget was spent"
+            options.say(f"{stage.name}: {record['closed']}; with more --hours it would go on")
     else:
         assert stage.after is not None
         ray_runs.train_selected(
@@ -192,9 +224,11 @@ def _run_stage(stage: Stage, options: Options, tracker: track.Tracker | None) ->
             parents=options.ledger(stage.after).read(),
             data=data,
             num_workers=options.num_workers,
+            tick_seconds=options.tick_seconds,
         )
+    clock.close()
     trials = ledger.read()
-    _check_end(stage, trials, record["num_trials"], ledger.root)
+    _check_end(stage, trials, record, ledger.root)
     options.say(f"{stage.name}: {_ends(trials)}; {time.monotonic() - started:.0f} s")
 
 
@@ -213,15 +247,17 @@ def _open_record(stage: Stage, options: Options) -> Record:
         )
         for warning in record["warnings"]:
             options.say(f"{stage.name}: {warning}")
+    record.pop("closed", None)
     if stage.searches():
         record["num_trials"] = _num_trials(stage, options)
     ledger.write_stage(record)
     return record
 
 
-def _check_end(stage: Stage, trials: Sequence[Trial], wanted: int, root: str) -> None:
+def _check_end(stage: Stage, trials: Sequence[Trial], record: Record, root: str) -> None:
     ended = sum(trial.state != "running" for trial in trials)
-    if ended < wanted:
+    wanted = record["num_trials"]
+    if ended < wanted and "closed" not in record:
         raise WorkError(
             f"stage {stage.name!r} was interrupted after {ended} of {wanted} trials; "
             "run the same command to go on"
@@ -229,6 +265,33 @@ def _check_end(stage: Stage, trials: Sequence[Trial], wanted: int, root: str) ->
     if not any(trial.state == "finished" for trial in trials):
         reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason})[:3])
         raise WorkError(f"no trial of stage {stage.name!r} finished: {reasons}; see {root}")
+
+
+def _allowed(stage: Stage, chain: Sequence[Stage], options: Options) -> spending.Spent:
+    """Return what a stage may have spent when it has to end; only a search ever has to."""
+    if not stage.searches():
+        return meter.UNLIMITED
+    index = list(chain).index(stage)
+    before = spending.Spent()
+    for earlier in chain[:index]:
+        ledger = options.ledger(earlier)
+        before += spending.spent(ledger.read_stage(), ledger.read())
+    weights = [_weight(each, options) for each in chain]
+    limits = options.limits
+    return spending.Spent(
+        wall_seconds=spending.allowance(
+            limits.wall_seconds, spent=before.wall_seconds, weights=weights, index=index
+        ),
+        device_seconds=spending.allowance(
+            limits.device_seconds, spent=before.device_seconds, weights=weights, index=index
+        ),
+    )
+
+
+def _weight(stage: Stage, options: Options) -> float:
+    path = options.data_file(stage)
+    size = int(hdf5.attributes(path)["size"])
+    return spending.weight(stage, num_train=hdf5.slots(path)["train"].count, size=size)
 
 
 def _ends(trials: Sequence[Trial]) -> str:
@@ -296,7 +359,7 @@ class _Tracking:
         )
 
     def tick(self, trial: Trial, metrics: dict[str, Any]) -> None:
-        self._tracker.tick(self._id(trial), metrics)
+        self._tracker.tick(self._id(trial), metrics | {"effective": trial.effective})
 
     def end(self, trial: Trial) -> None:
         summary = {"state": trial.state, "reason": trial.reason, "score": trial.score}

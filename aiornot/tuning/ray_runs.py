@@ -9,15 +9,17 @@ import threading
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.exceptions
 import ray.train
 from ray.util.queue import Queue
 
-from aiornot.training import ray_worker
+from aiornot.config import WorkError
+from aiornot.training import checkpoints, ray_worker
 from aiornot.tuning.ledger import Ledger, Trial
-from aiornot.tuning.ray_tuner import what_happened
+from aiornot.tuning.ray_tuner import FULL
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage, configure
 
@@ -30,15 +32,33 @@ def train_selected(
     parents: Sequence[Trial],
     data: Path,
     num_workers: int,
+    tick_seconds: float | None,
 ) -> None:
-    """Run the trials of a stage that are missing in its ledger. Needs a connection to Ray."""
+    """Run the trials of a stage that are missing in its ledger. Needs a connection to Ray.
+
+    Failed ones are tried again where none finished: without one the chain cannot go on.
+
+    Raises:
+        WorkError: The disk is full; the trial at hand stays unfinished.
+    """
     origins = {trial.id: trial for trial in parents}
     known = {trial.number: trial for trial in ledger.read()}
+    if not any(trial.state == "finished" for trial in known.values()):
+        for trial in known.values():
+            if trial.state == "failed":
+                ledger.reopen(trial)
     for number, (parent_id, seed) in enumerate(product(record["selected"], stage.seeds)):
         trial = known.get(number) or _repeat(stage, number, origins[parent_id], seed)
         if trial.state == "running":
             ledger.rewind(trial)
-            _run(trial, ledger, str(data.resolve()), num_workers)
+            job = {
+                "config": trial.config,
+                "data": str(data.resolve()),
+                "root": ledger.trial_folder(trial.id),
+                "told": trial.tick,
+                "tick_seconds": tick_seconds,
+            }
+            _run(trial, ledger, job, num_workers)
 
 
 def _repeat(stage: Stage, number: int, parent: Trial, seed: int) -> Trial:
@@ -52,7 +72,7 @@ def _repeat(stage: Stage, number: int, parent: Trial, seed: int) -> Trial:
     )
 
 
-def _run(trial: Trial, ledger: Ledger, data: str, num_workers: int) -> None:
+def _run(trial: Trial, ledger: Ledger, job: dict[str, Any], num_workers: int) -> None:
     ledger.begin(trial)
     reports = Queue(actor_options={"num_cpus": 0})
     ended = threading.Event()
@@ -62,21 +82,25 @@ def _run(trial: Trial, ledger: Ledger, data: str, num_workers: int) -> None:
     cpus, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
     try:
         ray_worker.train_run(
-            {"config": trial.config, "data": data, "root": ledger.trial_folder(trial.id)},
+            job,
             name=trial.id,
             num_workers=num_workers,
             # Nothing else runs meanwhile: the workers share all that there is.
             cpus_per_worker=max(1, cpus // (gpus or num_workers)),
             use_gpu=gpus > 0,
-            queue=reports,
+            listener=ray_worker.forward(reports),
         )
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as failure:
-        error = what_happened(failure)
+        error = ray_worker.what_happened(failure)
     finally:
         ended.set()
         follower.join()
         reports.shutdown()
+    if any(text in error for text in FULL):
+        raise WorkError(f"{trial.id}: {error}: make room, and the same command goes on")
     ledger.end(trial, error=error)
+    if trial.state == "finished":
+        checkpoints.keep_best(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
 
 
 def _follow(reports: Queue, trial: Trial, ledger: Ledger, ended: threading.Event) -> None:

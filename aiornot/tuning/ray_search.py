@@ -8,7 +8,7 @@ decides as an uninterrupted one would, and both know a trial by its id in the le
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -46,15 +46,17 @@ class Suggestions(Searcher):  # type: ignore[misc]
         plan: What to draw.
         ledger: Where new trials are recorded.
         trials: The trials recorded so far.
-        data: The prepared file that every trial trains on.
+        job: What the job of every trial holds, such as the prepared file.
     """
 
-    def __init__(self, plan: Plan, *, ledger: Ledger, trials: Sequence[Trial], data: str) -> None:
+    def __init__(
+        self, plan: Plan, *, ledger: Ledger, trials: Sequence[Trial], job: Mapping[str, Any]
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._plan = plan
         self._ledger = ledger
-        self._data = data
+        self._job = dict(job)
         self._study = optuna.create_study(direction="maximize")
         self._study.add_trials([_frozen(t, plan.space) for t in trials if t.state != "running"])
         self._unfinished = [trial for trial in trials if trial.state == "running"]
@@ -62,6 +64,11 @@ class Suggestions(Searcher):  # type: ignore[misc]
         self._missing = [number for number in range(plan.num_trials) if number not in known]
         self._asked: dict[str, optuna.Trial] = {}
         self.trials = {trial.id: trial for trial in trials}
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage."""
+        return self._plan.stage.name
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's job, or FINISHED."""
@@ -78,7 +85,8 @@ class Suggestions(Searcher):  # type: ignore[misc]
         root = self._ledger.trial_folder(trial.id)
         return {
             "trial": trial.id,
-            "job": {"config": trial.config, "data": self._data, "root": root},
+            "job": self._job
+            | {"trial": trial.id, "config": trial.config, "root": root, "told": trial.tick},
         }
 
     def _draw(self, number: int) -> Trial:
@@ -177,12 +185,12 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
             grace_period=budget.grace_period,
             reduction_factor=budget.reduction_factor,
         )
-        self.stopped: set[str] = set()
-        """Trials that the replay ends with a stop: the driver died before it was carried out."""
+        self.stopped: dict[str, int] = {}
+        """The trials that were stopped, and the tick at which each was. After the replay those of
+        them that still run are to be ended: the driver died before it was carried out."""
         reports = [(tick["time"], trial.id, tick) for trial in trials for tick in trial.ticks]
         for _, trial_id, tick in sorted(reports, key=lambda report: report[:2]):
-            if self.decide(trial_id, tick) == TrialScheduler.STOP:
-                self.stopped.add(trial_id)
+            self.decide(trial_id, tick)
 
     def decide(self, trial_id: str, result: Mapping[str, Any]) -> str:
         """Record a report at its rung; return STOP where it lies below the cut."""
@@ -193,9 +201,12 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
             return str(TrialScheduler.CONTINUE)
         # Ray lets NaN go on, since it is not below any cut. Here it is the worst AUROC there is.
         score = score if math.isfinite(score) else 0.0
-        decision = self._brackets[0].on_result(_Key(trial_id), tick, score)
+        decision = str(self._brackets[0].on_result(_Key(trial_id), tick, score))
         # A trial at its last tick ends by itself, and is finished however it compares.
-        return str(TrialScheduler.CONTINUE if tick >= TICKS else decision)
+        if tick >= TICKS or decision != TrialScheduler.STOP:
+            return str(TrialScheduler.CONTINUE)
+        self.stopped[trial_id] = tick
+        return decision
 
     def rungs(self) -> dict[int, dict[str, float]]:
         """Return the scores recorded at each rung, by trial id."""
@@ -212,3 +223,30 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Rungs keep what a removed trial reported."""
+
+
+class CooperativeRungs(Rungs):
+    """The same decisions for trials that are Ray Train runs, which leave by themselves when told.
+
+    Stopped by Tune, such a trial would leave its placement group behind, and with it the cores
+    that the next one waits for. Its workers look at the board after each tick, so one tick more
+    may come.
+
+    Args:
+        stop: Puts a trial on the board.
+    """
+
+    def __init__(
+        self, budget: Budget, *, trials: Sequence[Trial] = (), stop: Callable[[str], object]
+    ) -> None:
+        super().__init__(budget, trials=trials)
+        self._stop = stop
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # the board's handle needs no pickling: the ledger is the memory
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name = trial.config["trial"]
+        if name not in self.stopped and self.decide(name, result) == TrialScheduler.STOP:
+            self._stop(name)
+        return str(TrialScheduler.CONTINUE)

@@ -1,36 +1,61 @@
-"""A searching stage = one Tuner; each trial trains inside its Tune process, which is reused.
+"""A searching stage = one Tuner. A trial trains inside its Tune process, or as a Ray Train run.
 
 ``aiornot tune fast --only explore`` runs one of them.
 """
 
+import dataclasses
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.tune
 
+from aiornot.config import WorkError
 from aiornot.training import ray_worker
+from aiornot.tuning import retention
 from aiornot.tuning.ledger import Ledger, Trial
-from aiornot.tuning.ray_search import Plan, Rungs, Suggestions
+from aiornot.tuning.ray_search import CooperativeRungs, Plan, Rungs, Suggestions
 from aiornot.tuning.record import Record, space_of
 from aiornot.tuning.space import Stage
 
-MAX_RETRIES = 2
-"""Times that a trial whose process died is started again, from its newest checkpoint."""
+MAX_EQUAL_ERRORS = 3
+"""Trials in a row that may fail with one and the same traceback before the stage is stopped."""
+
+FULL = ("No space left on device", "Disk quota exceeded")
+"""What an error says that is the disk's and no trial's; every library words it like the system."""
 
 
-def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How the trials of a stage run here; nothing of it changes what is searched."""
+
+    num_workers: int = 1
+    """Ranks of a trial that is a Ray Train run."""
+    tick_seconds: float | None = None
+    """A process that needs longer for a tick is ended, and its trial started again."""
+    may_go_on: Callable[[], bool] = lambda: True
+    """Asked again and again; False ends the stage and those of its trials that run."""
+
+
+def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path, terms: Terms) -> None:
     """Run the trials of a stage that are missing in its ledger.
 
-    Needs a connection to Ray. Returns early when it is interrupted (Ctrl-C); the ledger tells.
+    Needs a connection to Ray. Returns early when it is interrupted (Ctrl-C) or may not go on; the
+    ledger tells.
+
+    Raises:
+        WorkError: The disk is full, or several trials in a row failed in the same way.
     """
     trials = ledger.read()
     for trial in trials:
         if trial.state == "running":
             ledger.rewind(trial)
-    scheduler = Rungs(stage.budget, trials=trials)
+    scheduler, stops = _scheduler(stage, trials)
     for trial in trials:
         if trial.state == "running" and trial.id in scheduler.stopped:
             ledger.end(trial)
@@ -42,44 +67,112 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path) -> None:
         base=record["base"],
         num_trials=record["num_trials"],
     )
-    suggestions = Suggestions(plan, ledger=ledger, trials=trials, data=str(data.resolve()))
+    job = {"data": str(data.resolve()), "tick_seconds": terms.tick_seconds, "stops": stops}
+    suggestions = Suggestions(plan, ledger=ledger, trials=trials, job=job)
     missing = plan.num_trials - sum(trial.state != "running" for trial in trials)
     if missing > 0:
-        _fit(stage.name, missing, suggestions, scheduler, _Driver(suggestions, ledger))
+        driver = _Driver(suggestions, ledger, scheduler, terms.may_go_on)
+        _fit(stage, missing, suggestions, scheduler, driver, terms)
+        driver.close()
+
+
+def _scheduler(stage: Stage, trials: list[Trial]) -> tuple[Rungs, Any]:
+    """Return the scheduler, and the board on which it stops trials, None where Tune stops them."""
+    if not stage.nested():
+        return Rungs(stage.budget, trials=trials), None
+    stops = ray_worker.Stops.remote()  # type: ignore[attr-defined]
+    return CooperativeRungs(stage.budget, trials=trials, stop=stops.add.remote), stops
 
 
 def _fit(
-    name: str, num_samples: int, suggestions: Suggestions, scheduler: Rungs, driver: "_Driver"
+    stage: Stage,
+    num_samples: int,
+    suggestions: Suggestions,
+    scheduler: Rungs,
+    driver: "_Driver",
+    terms: Terms,
 ) -> None:
+    nested = stage.nested()
+    trainable = _as_ray_train_run(terms.num_workers) if nested else _in_process()
+    with tempfile.TemporaryDirectory(prefix="aiornot-tune-") as scratch:
+        tuner = ray.tune.Tuner(
+            trainable,
+            tune_config=ray.tune.TuneConfig(
+                num_samples=num_samples,
+                max_concurrent_trials=num_concurrent(terms.num_workers if nested else 1),
+                search_alg=suggestions,
+                scheduler=scheduler,
+                # .1 s per further trial instead of a new process; a nested run would hang.
+                reuse_actors=not nested,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=ray.tune.RunConfig(
+                name=stage.name,
+                storage_path=scratch,  # Ray's own files; the ledger is the memory
+                verbose=0,
+                callbacks=[driver],
+                stop=_Halt(driver),
+                # Of processes that die. An exception is reported by the trial, and not retried.
+                failure_config=ray.tune.FailureConfig(max_failures=ray_worker.MAX_DEATHS),
+            ),
+        )
+        try:
+            tuner.fit()
+        except Exception as error:
+            if driver.halted:  # Tune wraps what a callback raises
+                return
+            raise error
+
+
+def _in_process() -> Any:
     share = _share()
     num_threads = int(share["CPU"])
 
     def train_one(config: dict[str, Any]) -> None:
-        ray_worker.train_in_process(config["job"], num_threads=num_threads, tell=ray.tune.report)
+        with _errors_reported():
+            ray_worker.train_in_process(
+                config["job"], num_threads=num_threads, tell=ray.tune.report
+            )
 
-    with tempfile.TemporaryDirectory(prefix="aiornot-tune-") as scratch:
-        ray.tune.Tuner(
-            ray.tune.with_resources(train_one, share),
-            tune_config=ray.tune.TuneConfig(
-                num_samples=num_samples,
-                max_concurrent_trials=num_devices(),
-                search_alg=suggestions,
-                scheduler=scheduler,
-                reuse_actors=True,  # .1 s per further trial instead of a new process
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=ray.tune.RunConfig(
-                name=name,
-                storage_path=scratch,  # Ray's own files; the ledger is the memory
-                verbose=0,
-                callbacks=[driver],
-                failure_config=ray.tune.FailureConfig(max_failures=MAX_RETRIES),
-            ),
-        ).fit()
+    return ray.tune.with_resources(train_one, share)
+
+
+def _as_ray_train_run(num_workers: int) -> Any:
+    share = _share()
+    cpus, use_gpu = int(share["CPU"]), "GPU" in share
+
+    def train_one(config: dict[str, Any]) -> None:
+        with _errors_reported():
+            ray_worker.train_nested(
+                config["job"], num_workers=num_workers, cpus_per_worker=cpus, use_gpu=use_gpu
+            )
+
+    # It waits for its workers, and must not take the core that one of them needs. Not nothing: Tune
+    # refuses an empty request. It runs on the head, beside the driver with which it would die.
+    return ray.tune.with_resources(train_one, {"node:__internal_head__": 0.001})
+
+
+@contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Report an exception as the trial's last word: raised, Tune would start the trial again.
+
+    It would do so from the same checkpoint, to meet the same exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        ray.tune.report(
+            {
+                "score": 0.0,
+                "tick": 0,  # asked for by Tune and by the scheduler
+                "error": ray_worker.what_happened(error),
+                "traceback": traceback.format_exc(),
+            }
+        )
 
 
 def _share() -> dict[str, float]:
-    """Return the resources of one trial: a GPU with its share of the cores, or one core."""
+    """Return the resources of one worker: a GPU with its share of the cores, or one core."""
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
     return {"CPU": float(max(1, cpus // gpus)), "GPU": 1.0} if gpus else {"CPU": 1.0}
@@ -91,15 +184,62 @@ def num_devices() -> int:
     return int(total.get("GPU", 0)) or int(total.get("CPU", 1))
 
 
+def num_concurrent(num_workers: int) -> int:
+    """Return how many trials of so many workers run side by side."""
+    return max(1, num_devices() // num_workers)
+
+
+class _Halt(ray.tune.Stopper):  # type: ignore[misc]
+    """Ends the stage when its driver says so."""
+
+    def __init__(self, driver: "_Driver") -> None:
+        self._driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._driver.is_over()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it; there is nothing to restore
+
+
 class _Driver(ray.tune.Callback):  # type: ignore[misc]
     """Carries what Tune reports into the ledger, and the ledger's ends to the searcher."""
 
-    def __init__(self, suggestions: Suggestions, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        suggestions: Suggestions,
+        ledger: Ledger,
+        scheduler: Rungs,
+        may_go_on: Callable[[], bool],
+    ) -> None:
         self._suggestions = suggestions
         self._ledger = ledger
+        self._scheduler = scheduler
+        self._may_go_on = may_go_on
+        self._errors: dict[str, tuple[str, str]] = {}
+        """Error and traceback of trials that reported one, until they end."""
+        self._failed: list[tuple[Trial, str]] = []
+        """The latest failures in a row, each with what tells it from another."""
+        self.halted = ""
+        """Why the stage was stopped, if it was."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks; there is nothing here to restore
+
+    def is_over(self) -> bool:
+        return bool(self.halted) or not self._may_go_on()
+
+    def close(self) -> None:
+        """After the Tuner: give up what it left running, or say why the stage was stopped."""
+        if self.halted:
+            raise WorkError(self.halted)
+        if not self._may_go_on():
+            for trial in self._suggestions.trials.values():
+                if trial.state == "running" and trial.ticks:
+                    self._ledger.end(trial, stopped="the budget of the stage was spent")
 
     def _trial(self, trial: Any) -> Trial:
         return self._suggestions.trials[trial.config["trial"]]
@@ -107,25 +247,78 @@ class _Driver(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "score" in result:
-            self._ledger.tick(self._trial(trial), own_metrics(result))
+        ours = self._trial(trial)
+        if "error" in result:
+            self._errors[ours.id] = (result["error"], result["traceback"])
+            return
+        # It lives: deaths count only until the next tick, or a week of work would die of three.
+        trial.run_metadata.num_failures = 0
+        if int(result["tick"]) <= self._scheduler.stopped.get(ours.id, int(result["tick"])):
+            self._guarded(lambda: self._ledger.tick(ours, own_metrics(result)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(self._trial(trial), "")
+        ours = self._trial(trial)
+        error, trace = self._errors.pop(ours.id, ("", ""))
+        self._end(ours, error, trace)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(self._trial(trial), what_happened(trial.get_error()))
+        self._end(self._trial(trial), ray_worker.what_happened(trial.get_error()), "")
 
-    def _end(self, trial: Trial, error: str) -> None:
-        self._ledger.end(trial, error=error)
+    def _end(self, trial: Trial, error: str, trace: str) -> None:
+        if self.halted:
+            return
+        if any(text in error or text in trace for text in FULL):
+            self._halt(f"{error}: make room, and the same command goes on")
+            return
+        self._guarded(lambda: self._record_end(trial, error, trace))
         self._suggestions.tell(trial)
+        self._count(trial, _without_numbers(trace or error))
+
+    def _record_end(self, trial: Trial, error: str, trace: str) -> None:
+        self._ledger.end(trial, error=error, traceback=trace)
+        trials = list(self._suggestions.trials.values())
+        retention.tidy(self._ledger, trials, trial, rungs=list(self._scheduler.rungs()))
+
+    def _count(self, trial: Trial, error: str) -> None:
+        """Stop the stage when its latest trials all failed in the same way."""
+        if not error or any(other != error for _, other in self._failed):
+            self._failed.clear()
+        if not error:
+            return
+        self._failed.append((trial, error))
+        if len(self._failed) == MAX_EQUAL_ERRORS:
+            for failed, _ in self._failed:
+                self._ledger.reopen(failed)
+            self._halt(
+                f"{MAX_EQUAL_ERRORS} trials in a row failed in the same way: {trial.reason} "
+                f"('aiornot show' has the traceback); mend that, and the same command tries them "
+                "again"
+            )
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """Write to the ledger; a full disk ends the stage, and not Tune in mid-air."""
+        try:
+            write()
+        except OSError as error:
+            self._halt(
+                f"{self._ledger.root} cannot be written ({error}); mend that, and the same "
+                "command goes on"
+            )
+
+    def _halt(self, why: str) -> None:
+        self.halted = self.halted or f"stage {self._suggestions.stage!r} was stopped: {why}"
+
+
+def _without_numbers(text: str) -> str:
+    """Return what two equal failures share: addresses, ids and sizes left out."""
+    return re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{16,}\b|\d+", "#", text)
 
 
 OWN_KEYS = (
     *("tick", "epoch", "samples", "lr", "score"),
     *("best_tick", "diverged", "finished", "seconds"),
 )
-"""What the loop reports beside ``train/...`` and ``val/...``."""
+"""What the loop reports beside ``train/...``, ``val/...`` and ``device/...``."""
 
 
 def own_metrics(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,14 +326,5 @@ def own_metrics(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in result.items()
-        if key in OWN_KEYS or key.startswith(("train/", "val/"))
+        if key in (*OWN_KEYS, "effective") or key.startswith(("train/", "val/", "device/"))
     }
-
-
-def what_happened(error: BaseException | None) -> str:
-    """Return the last line of a remote traceback, which says what happened."""
-    if error is None:
-        return "the trial ended with an error that Ray did not keep"
-    cause = getattr(error, "cause", None) or error
-    lines: Sequence[str] = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip()}" if lines else type(cause).__name__

@@ -29,6 +29,7 @@ __all__ = [
     "configure",
     "distribution_from_json",
     "distribution_to_json",
+    "extremes",
     "loguniform",
     "models",
     "narrowed",
@@ -125,6 +126,8 @@ class Stage:
     first: tuple[Mapping[str, Value], ...] = ()
     """Known good points to try before anything is drawn."""
     seeds: tuple[int, ...] = (0,)
+    trainer: Literal["auto", "ray_train"] = "auto"
+    """How the trials of a search run: in their Tune process, or each as a Ray Train run."""
 
     def __post_init__(self) -> None:
         try:
@@ -139,6 +142,8 @@ class Stage:
             raise InputError(f"data={self.data!r} is none of {PROFILES}")
         if self.sampler not in ("random", "tpe", None):
             raise InputError(f"sampler={self.sampler!r} is not random or tpe")
+        if self.trainer not in ("auto", "ray_train"):
+            raise InputError(f"trainer={self.trainer!r} is not auto or ray_train")
         if self.sampler is None and (self.space or not (self.enqueue and self.after)):
             raise InputError(
                 "it has no sampler: leave its space empty and give after= and enqueue=, "
@@ -189,7 +194,7 @@ class Stage:
             TrainConfig.from_dict({"seed": seed})
         domains = {name: original(domain) for name, domain in self.space.items()}
         for name, domain in domains.items():
-            for value in _extremes(domain):
+            for value in extremes(domain):
                 TrainConfig.from_dict({name: value})
         for point in self.first:
             for name, value in point.items():
@@ -200,8 +205,12 @@ class Stage:
                     raise InputError(f"first: {name}={value!r} is not in its range")
 
     def searches(self) -> bool:
-        """Whether its trials train inside Tune; else each is a Ray Train run."""
+        """Whether Tune runs its trials; else they run one after the other."""
         return self.sampler is not None
+
+    def nested(self) -> bool:
+        """Whether its trials are Ray Train runs inside Tune."""
+        return self.searches() and self.trainer == "ray_train"
 
 
 def original(domain: Distribution | Narrowed) -> Distribution:
@@ -209,7 +218,8 @@ def original(domain: Distribution | Narrowed) -> Distribution:
     return domain.original if isinstance(domain, Narrowed) else domain
 
 
-def _extremes(domain: Distribution) -> tuple[Any, ...]:
+def extremes(domain: Distribution) -> tuple[Any, ...]:
+    """Return all choices of a category, the lowest and the highest value of a number."""
     if isinstance(domain, CategoricalDistribution):
         return tuple(domain.choices)
     assert isinstance(domain, FloatDistribution | IntDistribution), f"no rule for {domain!r}"
