@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.util.state import list_actors
+from ray.util.state import list_nodes
 
 from aiornot.config import InputError
 
@@ -84,8 +84,14 @@ def _local_options(num_cpus: int | None) -> dict[str, Any]:
 
 def _check_state_api() -> None:
     """Refuse a Ray that cannot clean up after a Ray Train run inside a trial that died."""
+    own = {node["NodeID"] for node in ray.nodes()}
     try:
-        list_actors(limit=1, timeout=_STATE_SECONDS)
+        # The address said, or it would refuse to choose where another Ray runs on this machine.
+        address = ray.get_runtime_context().gcs_address
+        found = list_nodes(address=address, timeout=_STATE_SECONDS)
+        # Without a dashboard of its own, it may be the other Ray's that answers.
+        if not any(node.node_id in own for node in found):
+            raise ConnectionError("the dashboard that answers is another Ray's")
     # Without a dashboard it raises ServerUnavailable, RayStateApiException, ValueError and more.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

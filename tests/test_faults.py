@@ -249,6 +249,20 @@ except InputError as error:
 """
 
 
+BESIDE_ANOTHER = """
+from aiornot import ray_session
+with ray_session.connected(num_cpus=1, state_api=True):
+    print("both are there")
+"""
+
+
+def test_another_ray_on_the_same_machine_is_no_reason_to_refuse():
+    result = subprocess.run(  # beside the one of these tests
+        [sys.executable, "-c", BESIDE_ANOTHER], capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "both are there\n", result.stderr
+
+
 def test_a_ray_without_the_state_api_is_refused_in_one_sentence():
     result = subprocess.run(
         [sys.executable, "-c", NO_STATE_API], capture_output=True, text=True, timeout=120

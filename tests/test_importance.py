@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from aiornot.tuning.importance import BY_CHANCE, MIN_TRIALS, applied, importances
+from aiornot.tuning.importance import BY_CHANCE, MIN_TRIALS, importances
 from aiornot.tuning.ledger import Trial
+from aiornot.tuning.select import applied
 from aiornot.tuning.space import choice, loguniform, randint, uniform
 
 SPACE = {

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from aiornot.tuning.importance import applied
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.narrow import Numeric
+from aiornot.tuning.select import applied
 from aiornot.tuning.space import Distribution, choice, loguniform, uniform
 
 Ticks: TypeAlias = list[tuple[float, str]]

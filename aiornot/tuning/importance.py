@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 
-from aiornot.tuning import asha
+from aiornot.tuning import asha, select
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.space import Distribution
 
@@ -62,7 +62,7 @@ def importances(
     values = [value for _, value in valued]
     num_top = max(MIN_TOP, math.ceil(TOP * len(values)))
     found = {"rung": rung, "num_trials": len(values), "num_top": num_top, "note": "", "rows": []}
-    used = {name for trial, _ in valued for name in applied(trial)}
+    used = {name for trial, _ in valued for name in select.applied(trial)}
     free = {name: space[name] for name in used & space.keys() if not space[name].single()}
     if len(values) < MIN_TRIALS:
         missing = f"importances need {MIN_TRIALS} trials at tick {rung}, there are {len(values)}"
@@ -81,21 +81,12 @@ def _value(trial: Trial, rung: int) -> float | None:
     return 0.0 if value is None and trial.state == "diverged" else value
 
 
-def applied(trial: Trial) -> dict[str, Any]:
-    """Return the parameters that were trained; ``only_for`` gives the others their default."""
-    return {
-        name: value
-        for name, value in trial.params.items()
-        if trial.config.get(name, value) == value
-    }
-
-
 def _study(space: Mapping[str, Distribution], trials: Sequence[Trial]) -> optuna.Study:
     """Make a throw-away study; a parameter that did not apply is absent from its trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
     for trial in trials:
-        params = {name: value for name, value in applied(trial).items() if name in space}
+        params = {name: value for name, value in select.applied(trial).items() if name in space}
         distributions = {name: space[name] for name in params}
         study.add_trial(
             optuna.trial.create_trial(params=params, distributions=distributions, value=0.0)

@@ -88,7 +88,7 @@ def run_chain(folder: Path, options: Options) -> Outcome | None:
     """
     options = dataclasses.replace(options, root=storage.absolute(options.root))
     stages = load_chain(folder)
-    _check_options(stages, options)
+    check_options(stages, options)
     if options.fresh and (moved := storage.set_aside(options.root)):
         options.say(f"the earlier run is now in {moved}")
     for stage in stages:
@@ -109,7 +109,7 @@ def _until(stages: Sequence[Stage], only: str | None) -> Iterator[Stage]:
             return
 
 
-def _check_options(stages: Sequence[Stage], options: Options) -> None:
+def check_options(stages: Sequence[Stage], options: Options) -> None:
     """Refuse unknown stages and missing data."""
     searching = [stage.name for stage in stages if stage.searches()]
     for name in options.num_trials:
@@ -168,7 +168,7 @@ def _run_stages(stages: Sequence[Stage], chain: Sequence[Stage], options: Option
     tracker = options.make_tracker() if options.make_tracker else None
     try:
         with ray_session.connected(state_api=any(stage.nested() for stage in stages)):
-            _check_workers(options.num_workers)
+            check_workers(options.num_workers)
             for stage in stages:
                 if _is_finished(stage, chain, options):
                     options.say(f"{stage.name}: finished before")
@@ -179,7 +179,7 @@ def _run_stages(stages: Sequence[Stage], chain: Sequence[Stage], options: Option
             options.say(hint)
 
 
-def _check_workers(num_workers: int) -> None:
+def check_workers(num_workers: int) -> None:
     """Refuse more workers than there are GPUs, or cores where there is no GPU: a run would wait."""
     total = ray_tuner.num_devices()
     if num_workers > total:

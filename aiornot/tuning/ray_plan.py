@@ -55,14 +55,14 @@ def make(folder: Path, options: Options, *, progress: Progress) -> Row:
     """
     options = dataclasses.replace(options, root=storage.absolute(options.root))
     stages = load_chain(folder)
-    ray_chain._check_options(stages, options)
+    ray_chain.check_options(stages, options)
     parts = _parts(stages, options)
     names = [stage.name for stage in stages]
     wanted = parts[: names.index(options.only) + 1] if options.only else parts
     _check_lengths(wanted)
     load_per_core = os.getloadavg()[0] / (os.cpu_count() or 1)
     with ray_session.connected():
-        ray_chain._check_workers(options.num_workers)
+        ray_chain.check_workers(options.num_workers)
         total = ray.cluster_resources()
         machines = Machines(
             num_gpus=int(total.get("GPU", 0)),

@@ -74,10 +74,10 @@ def split_top(
         for trial in trials
         if trial.id not in chosen and (trial.ticks or trial.state != "running")
     ]
-    return [_applied(trial) for trial in best], [_applied(trial) for trial in others]
+    return [applied(trial) for trial in best], [applied(trial) for trial in others]
 
 
-def _applied(trial: Trial) -> dict[str, Any]:
+def applied(trial: Trial) -> dict[str, Any]:
     """Return the parameters that were trained; ``only_for`` gives the others their default."""
     return {
         name: value
