@@ -143,7 +143,10 @@ def fail(name: str, tick: int, mark: Path) -> None:
     raise RuntimeError(f"{name} meets the bug of {mark}")
 
 
-@pytest.mark.parametrize(("fault", "options"), [(die, ()), (hang, ("--tick-minutes", "0.1"))])
+HANG = pytest.param(hang, ("--tick-minutes", "0.1"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("fault", "options"), [(die, ()), HANG])
 def test_a_process_that_is_killed_or_hangs_costs_no_trial_and_no_tick(fault, options, home, plant):
     plant(fault)
     result = tune(TWO, *options)
@@ -152,6 +155,7 @@ def test_a_process_that_is_killed_or_hangs_costs_no_trial_and_no_tick(fault, opt
     assert are_whole(trials(), 2)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_stage_and_costs_no_trial(plant, monkeypatch):
     plant(fill_the_disk)
     result = tune(TWO)
@@ -175,6 +179,7 @@ def test_three_equal_errors_in_a_row_stop_the_stage_and_cost_no_trial(plant):
     assert are_whole(trials(), 6)
 
 
+@pytest.mark.slow
 def test_a_ledger_that_cannot_be_written_stops_the_stage(home, monkeypatch):
     from aiornot import storage
 
