@@ -148,6 +148,7 @@ HANG = pytest.param(hang, ("--tick-minutes", "0.1"), marks=pytest.mark.slow)
 
 @pytest.mark.parametrize(("fault", "options"), [(die, ()), HANG])
 def test_a_process_that_is_killed_or_hangs_costs_no_trial_and_no_tick(fault, options, home, plant):
+    """Slow where it hangs: the time limit of a tick has to pass."""
     plant(fault)
     result = tune(TWO, *options)
     assert result.code == 0, result.err
@@ -157,6 +158,7 @@ def test_a_process_that_is_killed_or_hangs_costs_no_trial_and_no_tick(fault, opt
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_stage_and_costs_no_trial(plant, monkeypatch):
+    """Slow: two searches, each with processes of its own."""
     plant(fill_the_disk)
     result = tune(TWO)
     assert result.code == 1 and "No space left on device" in result.err
@@ -181,6 +183,7 @@ def test_three_equal_errors_in_a_row_stop_the_stage_and_cost_no_trial(plant):
 
 @pytest.mark.slow
 def test_a_ledger_that_cannot_be_written_stops_the_stage(home, monkeypatch):
+    """Slow: two searches, each with processes of its own."""
     from aiornot import storage
 
     write = storage.write_text

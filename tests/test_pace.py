@@ -39,8 +39,8 @@ def test_a_checkpoint_has_the_bytes_of_a_real_one(easy, tmp_path):
     follow(CONFIG.to_dict(), easy, out=tmp_path)
     real = sum(path.stat().st_size for path in (tmp_path / "16").iterdir())
     found = quick(CONFIG, easy)
-    # The real one also holds its metrics, half a kilobyte of text.
-    assert found.checkpoint_bytes == pytest.approx(real, abs=2000)
+    # The real one also holds its metrics, some kilobytes of text.
+    assert found.checkpoint_bytes == pytest.approx(real, rel=0.01)
     plain = quick(TrainConfig.from_dict(RESNET), easy)
     assert found.checkpoint_bytes > 1.2 * plain.checkpoint_bytes  # the average is weights, too
 

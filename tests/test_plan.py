@@ -223,6 +223,18 @@ def test_what_has_been_decided_replaces_what_was_to_be_searched():
     (open_row,), (row,) = (plan_of(explore, each)[1:] for each in (before, after))
     assert (open_row["models"], open_row["mean_epochs"]) == ([SLOW, FAST], 11)
     assert (row["models"], row["mean_epochs"], row["most_epochs"]) == ([SLOW], 3.5, 4)
+    few = search("few", space=narrowed({"lr": loguniform(1e-4, 1e-2)}), after=explore.stage)
+    before, after = part_of(few), part_of(few, record={"base": configs[0]})
+    (open_row,), (row,) = (plan_of(explore, each)[1:] for each in (before, after))
+    assert (open_row["models"], row["models"]) == ([SLOW, FAST], [SLOW])
+
+
+def test_at_worst_every_trial_is_as_long_as_it_may_be():
+    stage = search(space={"epochs": randint(2, 20)}, epochs=None, num_trials=1)
+    (row,) = plan_of(part_of(dataclasses.replace(stage, fixed={"model": FAST})))
+    longer = (20 - 11) * 992 / 400
+    difference = row["worst_device_seconds"] - row["expected_device_seconds"]
+    assert difference == pytest.approx(longer)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +302,8 @@ def test_what_was_spent_already_is_gone_and_enough_is_enough():
     fresh, rest = limited(*CHAIN, limit=100.0), limited(begun, CHAIN[1], limit=100.0)
     difference = fresh["searches"][0]["left_seconds"] - rest["searches"][0]["left_seconds"]
     assert difference == pytest.approx(40.0)
+    done = dataclasses.replace(begun, trials=ended(12))
+    assert limited(done, CHAIN[1], limit=100.0)["then_left_seconds"] == pytest.approx(60.0)
     rich = limited(*CHAIN, limit=1e6)
     assert rich["fits"] and rich["searches"][0]["trials"] == 12
     assert plan_tables.sentence("--hours", rich).count("enough") == 1
@@ -397,33 +411,36 @@ def test_a_plan_writes_nothing_and_then_counts_what_the_ledger_holds(home, ray_c
 
 
 ELSEWHERE = """
-import json, sys
+import json
 from pathlib import Path
 import ray
 from aiornot.config import InputError
+from aiornot.training import pace
 from aiornot.tuning import ray_plan
 from aiornot.tuning.ray_chain import Options
 
+pace.measure = None  # not in this process
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)
 options = Options(data=Path("prepared"), root="runs/mine")
-found = ray_plan.make(Path("mine"), options, progress=lambda *told: None)
-explore = Path("mine/explore.py")
-explore.write_text(explore.read_text().replace("test_resnet.r", "test_resnett.r"))
+told = []
 try:
-    ray_plan.make(Path("mine"), options, progress=lambda *told: None)
+    ray_plan.make(Path("mine"), options, progress=lambda *each: told.append(each))
 except InputError as error:
-    found["refused"] = str(error)
-Path("found.json").write_text(json.dumps(found))
+    Path("found.json").write_text(json.dumps({"told": told, "refused": str(error)}))
 """
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_where_ray_alone_has_a_gpu_a_task_there_measures(home):
-    """Ray is told of a GPU that is not there: the task is placed as for one, and uses the CPU."""
+    """Ray is told of a GPU that is not there: the task is placed as for one, and uses the CPU.
+
+    The model of the second stage does not exist, which it says in its one sentence.
+    """
+    unknown = FULL.replace('name="full"', 'name="full", fixed={"model": "resnet1800"}')
+    (home / "mine/full.py").write_text(unknown)
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((home / "found.json").read_text())
-    assert found["num_gpus"] == 1 and len(found["paces"]) == 1  # the stages have equal threads
-    assert found["paces"][0]["train_images_per_second"] > 0
-    assert found["refused"].startswith("model='test_resnett.r160_in1k'")
+    assert [number for _, number, _ in found["told"]] == [0, 1]  # the first was measured
+    assert found["refused"].startswith("model='resnet1800': timm knows no")
