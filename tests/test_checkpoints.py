@@ -9,7 +9,7 @@ from pyarrow import fs
 from safetensors.torch import load_file
 
 from aiornot import storage
-from aiornot.training import checkpoints, job, snapshot
+from aiornot.training import checkpoints, job, loop, snapshot
 
 
 def made(tmp_path: Path, text: str) -> Path:
@@ -130,3 +130,62 @@ def test_a_finished_trial_repeats_its_last_report_and_trains_no_more(easy, tmp_p
     train(easy, tmp_path / "trial")
     assert train(easy, tmp_path / "trial") == [16]
     assert len(names(tmp_path / "trial")) <= 2
+
+
+def test_reports_that_were_lost_are_told_again_and_no_others(easy, tmp_path):
+    """A full disk may cost the ledger several ticks while checkpoints are still kept."""
+    root = str(tmp_path / "trial")
+    with pytest.raises(Killed):
+        train(easy, tmp_path / "trial", kill_at=9)
+    ticks: list[int] = []
+    config = RESNET | {"epochs": 3}
+    job.run(
+        config,
+        data=easy,
+        device=CPU,
+        root=root,
+        tell=lambda metrics: ticks.append(int(metrics["tick"])),
+        told=5,
+    )
+    assert ticks == list(range(6, 17))
+
+
+def test_what_is_effective_is_read_back_from_what_was_built(easy, tmp_path):
+    told: list[dict] = []
+    config = RESNET | {"epochs": 3, "hflip": 0.3, "layer_decay": 0.5, "micro_batch_size": 4}
+    job.run(config, data=easy, device=CPU, root=str(tmp_path / "trial"), tell=told.append)
+    effective = told[0]["effective"]
+    assert effective["batch_size"] == 16 and effective["micro_batch_size"] == 4
+    assert effective["augmentation"]["hflip"] == pytest.approx(0.3)
+    assert effective["augmentation"]["jpeg"] == 0
+    rates = sorted(map(float, effective["parameters_by_lr"]))
+    assert rates[-1] == pytest.approx(1e-2) and rates[0] < 0.6e-2  # the stem learns more slowly
+    assert sum(effective["parameters_by_lr"].values()) == effective["parameters"]
+
+
+def test_an_attempt_after_running_out_of_memory_takes_half_as_many_images(
+    easy, tmp_path, monkeypatch
+):
+    gradients, sizes = loop._gradients, []
+
+    def small(run, *batch):
+        sizes.append(run.micro_batch)
+        if run.micro_batch > 4:
+            raise torch.OutOfMemoryError("no room")
+        return gradients(run, *batch)
+
+    monkeypatch.setattr(loop, "_gradients", small)
+    monkeypatch.setattr(loop, "_fitting", fail_as_one_of_several)
+    for _ in range(2):  # 16, then 8
+        with pytest.raises(loop.OutOfMemory, match="images at a time"):
+            train(easy, tmp_path / "trial")
+    assert train(easy, tmp_path / "trial") == list(range(1, 17))
+    assert sizes[:3] == [16, 8, 4] and set(sizes[2:]) == {4}
+
+
+def fail_as_one_of_several(run, inputs, targets):
+    """What ``_fitting`` does on one of several ranks: it cannot halve by itself."""
+    try:
+        return loop._gradients(run, inputs, targets)
+    except torch.OutOfMemoryError as error:
+        raise loop.OutOfMemory(run.micro_batch) from error

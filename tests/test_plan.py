@@ -436,7 +436,8 @@ except InputError as error:
 def test_where_ray_alone_has_a_gpu_a_task_there_measures(home):
     """Ray is told of a GPU that is not there: the task is placed as for one, and uses the CPU.
 
-    Slow: it starts a Ray of its own. The model of the second stage does not exist, which it says in its one sentence.
+    Slow: it starts a Ray of its own. The model of the second stage does not exist, which it says in
+    its one sentence.
     """
     unknown = FULL.replace('name="full"', 'name="full", fixed={"model": "resnet1800"}')
     (home / "mine/full.py").write_text(unknown)
