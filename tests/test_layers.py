@@ -101,6 +101,11 @@ ORDER = [
     "delivery.predict",
     "live",
     "console",
+    "verbs.common",
+    "verbs.data",
+    "verbs.training",
+    "verbs.tuning",
+    "verbs.delivery",
     "cli",
     "__main__",
 ]

@@ -20,8 +20,9 @@ BUSY = 0.5
 """Load per core, before anything was measured, above which the work of others is told."""
 
 LEFT_OUT = (
-    "not in it: fetching weights, compiling on a GPU, storage that is not a local disk, work of "
-    "others; several workers are taken to be as many times as fast as one"
+    "not in it: starting Ray, fetching weights, compiling on a GPU, storage that is not a local "
+    "disk, other work, that of Ray included; several workers are taken to be as many times as fast "
+    "as one"
 )
 
 

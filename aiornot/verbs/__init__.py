@@ -1,0 +1,1 @@
+"""What ``aiornot VERB`` does. Each verb imports what it needs when it runs."""

@@ -1,0 +1,59 @@
+"""What several verbs share: options that read alike, and how their values are understood."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aiornot.config import InputError, TrainConfig
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
+
+
+def check_folders(folders: dict[str, Path | None]) -> None:
+    for name, folder in folders.items():
+        if folder is not None and folder.is_file():
+            raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
+
+
+def check_trainable(config: TrainConfig, path: Path) -> None:
+    """Refuse what cannot be trained on a prepared file before anything is written."""
+    from aiornot.data import hdf5
+    from aiornot.training import loader, model
+    from aiornot.training import run as runs
+
+    model.check(config, size=int(hdf5.attributes(path)["size"]))
+    num_train = loader.prefix(hdf5.slots(path)["train"].count, config.train_fraction)
+    runs.check_steps(config, num_train=num_train, data=path)
+
+
+def print_bundle(folder: Path) -> None:
+    from aiornot import console
+    from aiornot.delivery import manifest
+
+    description = manifest.read(folder)
+    note = description["data"].get("source_note")
+    print(folder)
+    auroc = description["val"]["metrics"]["auroc"]
+    console.say(f"delivered {folder}: val AUROC {auroc:.4f}" + (f" ({note})" if note else ""))
+
+
+def prepared(data: Path, profile: str) -> Path:
+    """Return the prepared file that ``--data`` means: itself, or the profile's in a folder."""
+    return data if data.is_file() else data / f"{profile}.h5"
+
+
+def torch_device(name: str) -> Any:
+    """Return the torch device of a name."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: there is no GPU here; use --device cpu")
+    return device

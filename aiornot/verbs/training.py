@@ -1,0 +1,183 @@
+"""The verbs of training one configuration: ``train``, ``probe``."""
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aiornot.config import InputError, TrainConfig, WorkError
+from aiornot.verbs import common
+from aiornot.verbs.common import DeviceOption, JsonOption
+
+_SWITCH = {"auto": None, "on": True, "off": False}
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")] = Path(
+        "data/prepared"
+    ),
+    profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
+    out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/train"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, a field of TrainConfig.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="First weights from a file, or a bundle's folder.")
+    ] = None,
+    overfit_one_batch: Annotated[
+        bool, typer.Option("--overfit-one-batch", help="Can the model learn one batch by heart?")
+    ] = False,
+    profiler: Annotated[
+        Path | None, typer.Option(help="Folder for a torch trace of a few steps.")
+    ] = None,
+    compile_augment: Annotated[str, typer.Option(help="on, off, or auto: on a GPU only.")] = "auto",
+    watch: Annotated[
+        str | None, typer.Option(help="Look inside the last step of these ticks: 1,8,16, or all.")
+    ] = None,
+    device: DeviceOption = "auto",
+    wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+) -> None:
+    """Train one configuration here and now, without Ray; the same command resumes it.
+
+    Example: aiornot train --out runs/baseline --set lr=3e-4 --set hflip=0.5
+    """
+    from aiornot import console
+    from aiornot.data import hdf5
+    from aiornot.delivery import bundle
+    from aiornot.training import checkpoints, job, strips, trace, track
+    from aiornot.training import watch as watching
+    from aiornot.tuning.ledger import Ledger
+
+    if compile_augment not in _SWITCH:
+        raise InputError(f"--compile-augment {compile_augment}: use {', '.join(_SWITCH)}")
+    watched = watching.parse(watch) if watch is not None else frozenset()
+    config = TrainConfig.from_settings(settings or [])
+    if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
+        config = dataclasses.replace(config, weights=str(weights.absolute()))
+    path = common.prepared(data, profile)
+    if overfit_one_batch:
+        config = job.one_batch(config, num_train=hdf5.slots(path)["train"].count)
+    common.check_folders({"--out": out, "--profiler": profiler})
+    common.check_trainable(config, path)
+    place = common.torch_device(device)
+    tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
+    with console.observing() as observe:
+        ledger = Ledger(str(out), observers=[observe("train", 1, each_tick=True)])
+        trial = _only_trial(ledger, config, hdf5.attributes(path)["settings"])
+        probes = out / "probes"
+        if trial.state == "running":
+            ledger.rewind(trial)
+            if not trial.ticks:  # another run may have begun here
+                watching.clear(probes)
+            run_id = f"{trial.id}-{trial.params['run']}"
+            tracker.start(
+                run_id,
+                name=str(out),
+                group="train",
+                tags=[path.stem],
+                config=trial.config,
+                ticks=[tick | watching.logged(probes, int(tick["tick"])) for tick in trial.ticks],
+            )
+            ledger.begin(trial)
+
+            def tell(metrics: dict[str, float]) -> None:
+                ledger.tick(trial, metrics)
+                tracker.tick(run_id, metrics | watching.logged(probes, int(metrics["tick"])))
+
+            root = ledger.trial_folder(trial.id)
+            with trace.profiled(profiler) if profiler else nullcontext():
+                job.run(
+                    trial.config,
+                    data=path,
+                    device=place,
+                    root=root,
+                    tell=tell,
+                    told=trial.tick,
+                    compile_augment=_SWITCH[compile_augment],
+                    watch=strips.watch(watched, probes),
+                )
+            ledger.end(trial)
+            tracker.end(run_id, {"state": trial.state, "score": trial.score})
+        elif watched:
+            console.say(f"{out} was finished before: nothing is left to watch")
+    if hint := tracker.close():
+        console.say(hint)
+    if trial.state != "finished":
+        raise WorkError(f"{out}: the trial {trial.state}: {trial.reason}")
+    if overfit_one_batch:
+        loss = trial.last("train/loss")
+        if loss > job.BY_HEART:
+            raise WorkError(
+                f"{out}: after {config.epochs} steps on one batch the loss is {loss:.4f}, above "
+                f"{job.BY_HEART}: raise lr, or look for what keeps this model from learning"
+            )
+        console.say(f"one batch is known by heart: loss {loss:.4f} after {config.epochs} steps")
+        return
+    best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
+    lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
+    delivered = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)
+    common.print_bundle(delivered)
+
+
+def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
+    """Return the trial of an earlier, equal command, or a new one."""
+    import uuid
+
+    from aiornot.tuning.ledger import Trial
+
+    # A run that stopped before its first tick holds nothing worth keeping.
+    found = [trial for trial in ledger.read() if trial.ticks]
+    if not found:
+        params = {"data": data_settings, "run": uuid.uuid4().hex[:8]}
+        return Trial(id="train-000", number=0, params=params, config=config.to_dict())
+    trial = found[0]
+    changes = [
+        f"{key} was {trial.config.get(key)!r}, is {value!r}"
+        for key, value in config.to_dict().items()
+        if trial.config.get(key) != value
+    ]
+    if trial.params["data"] != data_settings:
+        changes.append("the data is another")
+    if changes:
+        raise InputError(
+            f"{ledger.root} holds another run: {'; '.join(changes)}; "
+            "give the same command to resume it, or another --out"
+        )
+    return trial
+
+
+def probe(
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")] = Path(
+        "data/prepared"
+    ),
+    profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
+    out: Annotated[Path, typer.Option(help="Folder of lr.png and probe.json.")] = Path(
+        "runs/probe"
+    ),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, a field of TrainConfig.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Suggest a learning rate, and on a GPU measure how many images fit into memory at once.
+
+    Example: aiornot probe --set model=resnet18.a1_in1k
+    """
+    from aiornot import console
+    from aiornot.training import probes
+
+    config = TrainConfig.from_settings(settings or [])
+    path = common.prepared(data, profile)
+    common.check_folders({"--out": out})
+    common.check_trainable(config, path)
+    place = common.torch_device(device)
+    with console.counting() as counter:
+        report = probes.probe(config, data=path, device=place, out=out, progress=counter.update)
+    console.say(f"the curve is in {out / probes.PLOT}")
+    if as_json:
+        console.print_json(report)
+    else:
+        print("\n".join(report["summary"]))

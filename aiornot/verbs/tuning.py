@@ -1,0 +1,182 @@
+"""The verbs of the search: ``tune``, ``show``."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aiornot.config import InputError
+from aiornot.verbs import common
+from aiornot.verbs.common import JsonOption
+
+
+def tune(
+    chain: Annotated[str, typer.Argument(help="Name below tune_spaces/, or a folder of stages.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
+        "data/prepared"
+    ),
+    storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://...")] = "runs",
+    workers: Annotated[int, typer.Option(min=1, help="Workers of each Ray Train run (DDP).")] = 1,
+    trials: Annotated[
+        list[str] | None, typer.Option(help="STAGE=N: more trials than the file says.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Hours for the chain; full and final keep their share.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="The same in hours of GPUs (of cores without one).")
+    ] = None,
+    tick_minutes: Annotated[
+        float, typer.Option(help="End a process whose tick takes longer: it hangs.")
+    ] = 120.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside first.")] = False,
+    wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Measure a minute, say what it would cost, and stop.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a chain of stages to a delivered model; the same command resumes or extends it.
+
+    Example: aiornot tune fast --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.delivery import bundle
+    from aiornot.storage import is_remote, join
+    from aiornot.training import checkpoints, track
+    from aiornot.tuning import ray_chain, spending, stages
+
+    track.resolve_mode(wandb)
+    if as_json and not plan:
+        raise InputError("--json goes with --plan; 'aiornot show' prints JSON of what ran")
+    for name, value in (
+        ("--hours", hours),
+        ("--gpu-hours", gpu_hours),
+        ("--tick-minutes", tick_minutes),
+    ):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} {value:g}: give a number above 0")
+    folder = stages.find_chain(chain)
+    root = join(storage, folder.name)
+    local = Path("runs") / folder.name if is_remote(root) else Path(root)
+    options = ray_chain.Options(
+        data=data,
+        root=root,
+        num_workers=workers,
+        tick_seconds=60 * tick_minutes,
+        limits=spending.Limits(
+            wall_seconds=hours and 3600 * hours, device_seconds=gpu_hours and 3600 * gpu_hours
+        ),
+        num_trials=_stage_counts(trials or []),
+        only=only,
+        fresh=fresh,
+        say=console.say,
+        make_tracker=lambda: track.Tracker("aiornot", local / "wandb", mode=wandb),
+    )
+    if plan:
+        _plan(folder, options, as_json=as_json)
+        return
+    with console.observing() as observe:
+        observed = dataclasses.replace(
+            options,
+            observe=lambda stage, count, trials: observe(
+                stage.name, count, each_tick=not stage.searches(), trials=trials
+            ),
+        )
+        outcome = ray_chain.run_chain(folder, observed)
+    if outcome is None:
+        console.say(f"stopped after {only}, as asked; without --only the chain goes on")
+        return
+    with checkpoints.fetched(outcome.checkpoint) as checkpoint:
+        out = bundle.write(
+            checkpoint,
+            local / "bundle",
+            data=outcome.data,
+            device=common.torch_device("auto"),
+            lineage=outcome.lineage,
+        )
+    common.print_bundle(out)
+
+
+def _plan(folder: Path, options: Any, *, as_json: bool) -> None:
+    from aiornot import console
+    from aiornot.tuning import plan_tables, ray_plan
+
+    with console.counting() as counter:
+        found = ray_plan.make(folder, options, progress=counter.update)
+    if as_json:
+        console.print_json(found)
+    for page in [] if as_json else plan_tables.of_plan(found):
+        console.print_table(page.title, page.columns, page.rows, caption=page.caption)
+        for line in page.below:
+            print(line)
+
+
+def _stage_counts(texts: Sequence[str]) -> dict[str, int]:
+    counts = {}
+    for text in texts:
+        name, _, count = text.partition("=")
+        if not count.isdigit() or int(count) < 1:
+            raise InputError(f"--trials {text}: write STAGE=N, for example --trials explore=64")
+        counts[name] = int(count)
+    return counts
+
+
+def show(
+    run: Annotated[str | None, typer.Argument(help="Chain or run below --storage.")] = None,
+    stage: Annotated[str | None, typer.Argument(help="One stage of it.")] = None,
+    storage: Annotated[str, typer.Option(help="Where runs lie.")] = "runs",
+    trials: Annotated[bool, typer.Option("--trials", help="Every stage's leaderboard.")] = False,
+    csv: Annotated[
+        str | None, typer.Option(help="Write a stage's leaderboard to a file; - is stdout.")
+    ] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw a stage into a folder, as PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what ran: the stages of a chain, or one stage and what its trials tell.
+
+    Example: aiornot show demo explore
+    """
+    from aiornot import console
+    from aiornot.tuning import board, tables
+
+    if (csv or plot) and stage is None:
+        raise InputError("--csv and --plot show one stage: aiornot show RUN STAGE")
+    if csv == "-" and (as_json or plot):
+        raise InputError("--csv - takes stdout for itself: give it a file, or --csv alone")
+    found: Any
+    if run is None:
+        found = board.runs(storage)
+        pages = [tables.of_runs(storage, found)]
+    elif stage is None:
+        found = board.stages(storage, run)
+        pages = [tables.of_stages(run, found)]
+        if trials:
+            found = [board.leaderboard(storage, run, row["stage"]) for row in found]
+            pages += [page for one in found for page in tables.of_leaderboard(one)]
+    else:
+        found = board.leaderboard(storage, run, stage)
+        pages = tables.of_leaderboard(found)
+    if csv == "-":
+        print(tables.to_csv(found["trials"]), end="")
+        return
+    say = console.say if as_json else print
+    if csv:
+        tables.write_csv(csv, found["trials"])
+        say(csv)
+    if plot and run and stage:
+        from aiornot.tuning import figures
+
+        read = board.read_stage(storage, run, stage)
+        for path in figures.write(plot, f"{run} {stage}", *read, found=found["importances"]):
+            say(str(path))
+    if as_json:
+        console.print_json(found)
+    for page in [] if as_json or csv or plot else pages:
+        console.print_table(page.title, page.columns, page.rows, caption=page.caption)
+        for line in page.below:
+            print(line)
