@@ -1,7 +1,7 @@
 """Images per second on a GPU: the ceiling, ours and the notebook's loop; and seconds to an AUROC.
 
     python benchmarks/gpu_throughput.py canary --out out      # half a minute: does all of it run?
-    python benchmarks/gpu_throughput.py throughput --compile-augment --budget 400 --out out
+    python benchmarks/gpu_throughput.py throughput --only-compiled --budget 220 --out out
     python benchmarks/gpu_throughput.py notebook --budget 200 --out out
     python benchmarks/gpu_throughput.py auroc --budget 300 --out out
     python benchmarks/gpu_throughput.py table --rows out/*.jsonl
@@ -133,8 +133,9 @@ def compare(bench: Bench, model: str, size: int) -> None:
     named = {"model": model, "px": size, "batch": run.config.batch_size}
     named |= {"precision": run.config.precision, "model_compiled": bench.options.compile_model}
     ways: dict[str, Callable[[], Any]] = {"ceiling": lambda: train_step.fixed_batch(run)}
-    ways["eager"] = lambda: patch.object(run, "transform", augment.augment)
-    if bench.options.compile_augment:
+    if not bench.options.only_compiled:
+        ways["eager"] = lambda: patch.object(run, "transform", augment.augment)
+    if bench.options.compile_augment or bench.options.only_compiled:
         backend = "eager" if bench.options.smoke else "inductor"
         ways["compiled"] = lambda: patch.object(run, "transform", augment.compiled(backend=backend))
     first = {way: round(take(bench, run, make, 1), 2) for way, make in ways.items()}
@@ -431,6 +432,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
     parser.add_argument("--augment", choices=list(STRENGTHS), default="notebook")
     parser.add_argument("--compile-augment", action="store_true", help="ours eager and compiled")
+    parser.add_argument("--only-compiled", action="store_true", help="ours compiled, as it is run")
     parser.add_argument("--compile-model", action="store_true", help="in ceiling and ours")
     parser.add_argument("--streamed", action="store_true", help="even data that fit on the GPU")
     parser.add_argument("--pairs", type=int, default=5, help="windows of each way")

@@ -106,12 +106,18 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
 
 # --- each operation is torchvision's -------------------------------------------------------------
 
+
+def joined(operation: Callable[..., colour.Planes]) -> Callable[..., Tensor]:
+    """Let an operation on planes work on pixels (N, 3, H, W)."""
+    return lambda pixels, **how: torch.stack(operation(pixels.unbind(1), **how), dim=1)
+
+
 COLOUR: list[tuple[Callable[..., Tensor], Callable[..., Tensor], list[float], str]] = [
-    (colour.adjust_brightness, TV.adjust_brightness, [0.0, 0.6, 1.0, 1.7], "factor"),
-    (colour.adjust_contrast, TV.adjust_contrast, [0.0, 0.6, 1.0, 1.7], "factor"),
-    (colour.adjust_saturation, TV.adjust_saturation, [0.0, 0.6, 1.0, 1.7], "factor"),
+    (joined(colour.adjust_brightness), TV.adjust_brightness, [0.0, 0.6, 1.0, 1.7], "factor"),
+    (joined(colour.adjust_contrast), TV.adjust_contrast, [0.0, 0.6, 1.0, 1.7], "factor"),
+    (joined(colour.adjust_saturation), TV.adjust_saturation, [0.0, 0.6, 1.0, 1.7], "factor"),
     (colour.adjust_sharpness, TV.adjust_sharpness, [0.0, 0.6, 1.0, 2.5], "factor"),
-    (colour.shift_hue, TV.adjust_hue, [-0.5, -0.05, 0.0, 0.45], "shift"),
+    (joined(colour.shift_hue), TV.adjust_hue, [-0.5, -0.05, 0.0, 0.45], "shift"),
 ]
 
 

@@ -237,7 +237,7 @@ def test_what_is_said_to_fit_does(large: Path) -> None:
     config = TrainConfig.from_dict(RESNET | {"precision": "bf16"})
     free = memory.fit(config, data=large, device=GPU)
     assert free.micro_batch == 64  # of a whole GPU the batch is a small part
-    budget = round(0.4 * free.peak)
+    budget = round(0.7 * free.peak)  # cuDNN's own memory is a third of it
     with aside(config, large, GPU, steps=1000) as run:
         peaks: dict[int, int] = {}
 

@@ -151,7 +151,13 @@ def draw(count: int, *, generator: torch.Generator) -> Tensor:
 
 
 def augment(
-    images: Tensor, *, draws: Tensor, strengths: Strengths, mean: Tensor, std: Tensor
+    images: Tensor,
+    *,
+    draws: Tensor,
+    strengths: Strengths,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Augment and normalise one training batch.
 
@@ -161,12 +167,13 @@ def augment(
         strengths: What is switched on, and how strongly.
         mean: (3,) mean the model was pretrained with, on the 0..1 scale.
         std: (3,) standard deviation likewise.
+        dtype: Of the result. What autocast would make of it is cheaper made here.
 
     Returns:
-        (N, 3, H, W) float32, channels_last; equal to ``normalize`` when everything is off.
+        (N, 3, H, W), channels_last; equal to ``normalize`` when everything is off.
     """
     if strengths.off():
-        return normalize(images, mean=mean, std=std)
+        return normalize(images, mean=mean, std=std).to(dtype)
     height, width = images.shape[1:3]
     assert height == width or not strengths.dihedral, "only a square can be turned by a quarter"
     chosen = choose(draws, strengths=strengths, height=height, width=width)
@@ -180,7 +187,9 @@ def augment(
         tables=strengths.tables,
     )
     normal = _standardise(pixels, mean=mean, std=std)
-    return normal if chosen.hole is None else boxes.erase(normal, hole=chosen.hole)
+    if chosen.hole is not None:
+        normal = boxes.erase(normal, hole=chosen.hole)
+    return normal.to(dtype)
 
 
 @functools.cache
@@ -257,9 +266,9 @@ def move(images: Tensor, chosen: Parameters, *, strengths: Strengths) -> Tensor:
     stored = _channels_first(images)
     hflip, vflip, eighth = chosen.hflip, chosen.vflip, chosen.eighth
     if strengths.crop or strengths.rotate:
-        angle, pixels = chosen.angle, _to_pixels(stored)
-        return warp.warp(
-            pixels, box=chosen.box, angle=angle, eighth=eighth, hflip=hflip, vflip=vflip
+        box, angle = chosen.box, chosen.angle
+        return _to_pixels(
+            warp.warp(stored, box=box, angle=angle, eighth=eighth, hflip=hflip, vflip=vflip)
         )
     # Exact to the bit, and on uint8 a quarter of the traffic; a warp rounds coordinates.
     if eighth is not None:
@@ -271,12 +280,16 @@ def move(images: Tensor, chosen: Parameters, *, strengths: Strengths) -> Tensor:
 
 def recolour(pixels: Tensor, chosen: Parameters, *, strengths: Strengths) -> Tensor:
     """Apply the colour operations to pixels, in the order of the module docstring."""
-    if strengths.colour:
-        pixels = colour.adjust_brightness(pixels, factor=chosen.brightness)
-        pixels = colour.adjust_contrast(pixels, factor=chosen.contrast)
-        pixels = colour.adjust_saturation(pixels, factor=chosen.saturation)
-    if strengths.hue:
-        pixels = colour.shift_hue(pixels, shift=chosen.hue)
+    if strengths.colour or strengths.hue:
+        red, green, blue = pixels.unbind(1)
+        planes: colour.Planes = (red, green, blue)
+        if strengths.colour:
+            planes = colour.adjust_brightness(planes, factor=chosen.brightness)
+            planes = colour.adjust_contrast(planes, factor=chosen.contrast)
+            planes = colour.adjust_saturation(planes, factor=chosen.saturation)
+        if strengths.hue:
+            planes = colour.shift_hue(planes, shift=chosen.hue)
+        pixels = torch.stack(planes, dim=1)
     if strengths.sharpness:
         pixels = colour.adjust_sharpness(pixels, factor=chosen.sharpness)
     return pixels

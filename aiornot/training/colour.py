@@ -1,48 +1,61 @@
 """Colour operations on a batch on the device, torchvision's, each sample by its own factor.
 
 *Pixels* are float32 (N, 3, H, W) in 0..1, not yet normalised: after normalisation the clamps
-would cut off most of the values.
+would cut off most of the values. *Planes* are the three channels of such pixels, (N, H, W) each:
+what looks at one pixel at a time then compiles to one pass, while a channel that asks for its
+neighbours in a tensor makes the compiler write all of it first.
 """
+
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Planes: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
-def adjust_brightness(pixels: Tensor, *, factor: Tensor) -> Tensor:
+
+def adjust_brightness(planes: Planes, *, factor: Tensor) -> Planes:
     """Multiply each sample by its factor (N,): 0 is black, 1 changes nothing."""
-    return (pixels * _each(factor)).clamp(0, 1)
+    red, green, blue = ((plane * _each(factor)).clamp(0, 1) for plane in planes)
+    return red, green, blue
 
 
-def adjust_contrast(pixels: Tensor, *, factor: Tensor) -> Tensor:
+def adjust_contrast(planes: Planes, *, factor: Tensor) -> Planes:
     """Blend each sample with its own mean grey by its factor (N,): 0 is grey, 1 nothing."""
-    return _blend(pixels, _grey(pixels).mean(dim=(1, 2, 3), keepdim=True), factor=factor)
+    mean = _grey(planes).mean(dim=(1, 2), keepdim=True)
+    red, green, blue = (_blend(plane, mean, factor=_each(factor)) for plane in planes)
+    return red, green, blue
 
 
-def adjust_saturation(pixels: Tensor, *, factor: Tensor) -> Tensor:
+def adjust_saturation(planes: Planes, *, factor: Tensor) -> Planes:
     """Blend each sample with its grey image by its factor (N,): 0 is colourless, 1 nothing."""
-    return _blend(pixels, _grey(pixels), factor=factor)
+    grey = _grey(planes)
+    red, green, blue = (_blend(plane, grey, factor=_each(factor)) for plane in planes)
+    return red, green, blue
 
 
-def shift_hue(pixels: Tensor, *, shift: Tensor) -> Tensor:
+def shift_hue(planes: Planes, *, shift: Tensor) -> Planes:
     """Turn each sample's hue by its shift (N,), in turns of the colour circle."""
-    red, green, blue = pixels.unbind(1)
-    value, chroma = pixels.amax(1), pixels.amax(1) - pixels.amin(1)
+    red, green, blue = planes
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     safe = torch.where(chroma == 0, 1.0, chroma)
     from_green = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     sixths = torch.where(value == red, (green - blue) / safe, from_green)
-    sixths = sixths + 6 * shift.view(-1, 1, 1)
+    sixths = sixths + 6 * _each(shift)
     # HSV to RGB without branches; grey pixels have chroma 0 and stay what they are.
-    around = [torch.remainder(sixths + start, 6) for start in (5, 3, 1)]
-    falls = [torch.minimum(place, 4 - place).clamp(0, 1) for place in around]
-    return torch.stack([value - chroma * fall for fall in falls], dim=1)
+    around = (torch.remainder(sixths + start, 6) for start in (5, 3, 1))
+    falls = (torch.minimum(place, 4 - place).clamp(0, 1) for place in around)
+    red, green, blue = (value - chroma * fall for fall in falls)
+    return red, green, blue
 
 
 def adjust_sharpness(pixels: Tensor, *, factor: Tensor) -> Tensor:
     """Blend each sample with its blur by its factor (N,): 0 is blurred, 1 nothing, 2 sharper."""
     # torchvision's kernel is 1/13 everywhere and 5/13 in the middle: a mean of nine, plus four.
     blurred = (9 * F.avg_pool2d(pixels, 3, stride=1, padding=1) + 4 * pixels) / 13
-    blended = _blend(pixels, blurred, factor=factor)
+    blended = _blend(pixels, blurred, factor=factor.view(-1, 1, 1, 1))
     return torch.where(_inner(pixels), blended, pixels)
 
 
@@ -55,15 +68,15 @@ def _inner(pixels: Tensor) -> Tensor:
 
 def _blend(pixels: Tensor, other: Tensor, *, factor: Tensor) -> Tensor:
     # This form, not other + factor * (pixels - other), is exact for the factor 1.
-    return (pixels * _each(factor) + other * _each(1 - factor)).clamp(0, 1)
+    return (pixels * factor + other * (1 - factor)).clamp(0, 1)
 
 
-def _grey(pixels: Tensor) -> Tensor:
-    """Return luma (N, 1, H, W) with torchvision's weights, ITU-R BT.601."""
-    red, green, blue = pixels.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+def _grey(planes: Planes) -> Tensor:
+    """Return luma (N, H, W) with torchvision's weights, ITU-R BT.601."""
+    red, green, blue = planes
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def _each(values: Tensor) -> Tensor:
-    """View one value per sample, (N,), so that it broadcasts over (N, C, H, W)."""
-    return values.view(-1, 1, 1, 1)
+    """View one value per sample, (N,), so that it broadcasts over a plane (N, H, W)."""
+    return values.view(-1, 1, 1)

@@ -159,6 +159,7 @@ def _step(
         strengths=run.strengths,
         mean=run.mean,
         std=run.std,
+        dtype=run.dtype,
     )
     targets = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
     with probe.looking(run.module) if probe is not None else nullcontext():

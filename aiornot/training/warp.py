@@ -35,7 +35,7 @@ def _moves(eighth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def warp(
-    pixels: Tensor,
+    stored: Tensor,
     *,
     box: Tensor,
     angle: Tensor,
@@ -49,60 +49,83 @@ def warp(
     would blur three times, which a detector of generated images can ill afford.
 
     Args:
-        pixels: (N, C, H, W) float32.
+        stored: (N, C, H, W) of any type.
         box: (N, 4) top, left, height and width in pixels.
         angle: (N,) degrees, counter-clockwise as in torchvision.
         eighth: See ``turn``; None turns none.
         hflip: (N,) bool
         vflip: (N,) bool
+
+    Returns:
+        (N, C, H, W) float32, in the units of ``stored``.
     """
-    height, width = pixels.shape[2:]
+    height, width = stored.shape[2:]
     swap = None
     if eighth is not None:
         across, down, swap = _moves(eighth)
         hflip, vflip = hflip ^ across, vflip ^ down
-    # The last operation is undone first.
-    x, y = _flipped_grid(height, width, hflip=hflip, vflip=vflip)
-    if swap is not None:
-        swap = swap.view(-1, 1, 1)
-        x, y = torch.where(swap, y, x), torch.where(swap, x, y)
-    x, y = _rotated(x, y, angle=angle, height=height, width=width)
-    inside = (x.abs() <= 1) & (y.abs() <= 1)
-    top, left, tall, wide = (column.view(-1, 1, 1) for column in box.unbind(1))
-    grid = torch.stack(
-        (
-            x * (wide / width) + ((2 * left + wide) / width - 1),
-            y * (tall / height) + ((2 * top + tall) / height - 1),
-        ),
-        dim=3,
-    )
-    # "border": a centre half a pixel outside the image takes the edge pixel, not half black.
-    moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return moved * inside.unsqueeze(1)
+    matrix = _undoing(angle=angle, hflip=hflip, vflip=vflip, swap=swap).view(-1, 4, 1, 1)
+    # In pixels from the centre. float32: float16 coordinates cost up to 4 of 255 levels.
+    x = (torch.arange(width, device=box.device) - (width - 1) / 2).view(1, 1, -1)
+    y = (torch.arange(height, device=box.device) - (height - 1) / 2).view(1, -1, 1)
+    right = matrix[:, 0] * x + matrix[:, 1] * y
+    down = matrix[:, 2] * x + matrix[:, 3] * y
+    inside = (right.abs() <= width / 2) & (down.abs() <= height / 2)
+    top, left, tall, wide = (side.view(-1, 1, 1) for side in box.unbind(1))
+    column = right * (wide / width) + (left + (wide - 1) / 2)
+    row = down * (tall / height) + (top + (tall - 1) / 2)
+    # Eager, the library's kernel is the faster one by far, and compiled, it is the slower one.
+    sample = _gathered if torch.compiler.is_compiling() else _interpolated
+    return sample(stored, column=column, row=row) * inside.unsqueeze(1)
 
 
-def _flipped_grid(
-    height: int, width: int, *, hflip: Tensor, vflip: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return where output pixels lay before the flips: x (N, 1, W) and y (N, H, 1).
+def _undoing(*, angle: Tensor, hflip: Tensor, vflip: Tensor, swap: Tensor | None) -> Tensor:
+    """Return the matrices (N, 4), row by row, from places in the result to those in the crop.
 
-    The image's edges are at -1 and 1. float32: float16 coordinates cost up to 4 of 255 levels.
+    The last operation is undone first: the flips, the transposition, the rotation.
     """
-    x = (torch.arange(width, device=hflip.device) * 2 + 1) / width - 1
-    y = (torch.arange(height, device=hflip.device) * 2 + 1) / height - 1
-    x = x.view(1, 1, -1) * torch.where(hflip, -1.0, 1.0).view(-1, 1, 1)
-    y = y.view(1, -1, 1) * torch.where(vflip, -1.0, 1.0).view(-1, 1, 1)
-    return x, y
-
-
-def _rotated(
-    x: Tensor, y: Tensor, *, angle: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """Map coordinates in the rotated frame back into the cropped one, each (N, H, W)."""
-    radians = torch.deg2rad(angle).view(-1, 1, 1)
+    radians = torch.deg2rad(angle)
     cos, sin = torch.cos(radians), torch.sin(radians)
-    # A rotation is one in pixels: the units of x and y differ unless the image is square.
-    return cos * x - sin * y * (height / width), sin * x * (width / height) + cos * y
+    across, along = torch.where(hflip, -1.0, 1.0), torch.where(vflip, -1.0, 1.0)
+    # Stacked, they are memory to the compiler: it would compute them again for every pixel.
+    matrix = torch.stack((cos * across, -sin * along, sin * across, cos * along), dim=1)
+    if swap is None:
+        return matrix
+    swapped = torch.stack((-sin * across, cos * along, cos * across, sin * along), dim=1)
+    return torch.where(swap.view(-1, 1), swapped, matrix)
+
+
+def _interpolated(stored: Tensor, *, column: Tensor, row: Tensor) -> Tensor:
+    """Interpolate bilinearly at columns and rows (N, H, W); beyond the edge is the edge."""
+    height, width = stored.shape[2:]
+    grid = torch.stack(((2 * column + 1) / width - 1, (2 * row + 1) / height - 1), dim=3)
+    # "border": a centre half a pixel outside the image takes the edge pixel, not half black.
+    return F.grid_sample(stored.to(torch.float32), grid, padding_mode="border", align_corners=False)
+
+
+def _gathered(stored: Tensor, *, column: Tensor, row: Tensor) -> Tensor:
+    """Do the same, channel by channel, from the stored type.
+
+    The compiler makes one kernel of the three channels, which shares all but the reading of the
+    pixels; from ``grid_sample`` it made one that found each channel's place anew.
+    """
+    height, width = stored.shape[2:]
+    # Stacked, they are memory to the compiler, and not a part of all twelve addresses.
+    column, row = torch.stack((column.clamp(0, width - 1), row.clamp(0, height - 1))).unbind()
+    left, top = column.floor(), row.floor()
+    right, low = column - left, row - top
+    x, y = left.to(torch.int32), top.to(torch.int32)
+    next_x, next_y = (x + 1).clamp(max=width - 1), (y + 1).clamp(max=height - 1)
+    image = torch.arange(len(stored), device=stored.device, dtype=torch.int32).view(-1, 1, 1)
+
+    def mixed(plane: Tensor) -> Tensor:
+        # Each corner once: what is used twice and costs much, the compiler writes to memory.
+        upper = plane[image, y, x] * ((1 - low) * (1 - right))
+        upper = upper + plane[image, y, next_x] * ((1 - low) * right)
+        lower = plane[image, next_y, x] * (low * (1 - right))
+        return upper + lower + plane[image, next_y, next_x] * (low * right)
+
+    return torch.stack([mixed(plane) for plane in stored.unbind(1)], dim=1)
 
 
 def _each(values: Tensor) -> Tensor:
