@@ -97,7 +97,7 @@ def warped(pixels: Tensor, **changes: Tensor) -> Tensor:
         "hflip": nowhere,
         "vflip": nowhere,
     }
-    return warp.warp(pixels, **(arguments | changes))
+    return torch.stack(warp.warp(pixels, **(arguments | changes)), dim=1)
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -116,7 +116,7 @@ COLOUR: list[tuple[Callable[..., Tensor], Callable[..., Tensor], list[float], st
     (joined(colour.adjust_brightness), TV.adjust_brightness, [0.0, 0.6, 1.0, 1.7], "factor"),
     (joined(colour.adjust_contrast), TV.adjust_contrast, [0.0, 0.6, 1.0, 1.7], "factor"),
     (joined(colour.adjust_saturation), TV.adjust_saturation, [0.0, 0.6, 1.0, 1.7], "factor"),
-    (colour.adjust_sharpness, TV.adjust_sharpness, [0.0, 0.6, 1.0, 2.5], "factor"),
+    (joined(colour.adjust_sharpness), TV.adjust_sharpness, [0.0, 0.6, 1.0, 2.5], "factor"),
     (joined(colour.shift_hue), TV.adjust_hue, [-0.5, -0.05, 0.0, 0.45], "shift"),
 ]
 
@@ -144,7 +144,9 @@ def test_factor_of_one_changes_no_bit(ours: Callable[..., Tensor], word: str) ->
 
 def test_sharpening_leaves_an_image_of_two_rows_alone() -> None:
     pixels = make_pixels(height=2)
-    assert torch.equal(colour.adjust_sharpness(pixels, factor=torch.full((4,), 2.0)), pixels)
+    assert torch.equal(
+        joined(colour.adjust_sharpness)(pixels, factor=torch.full((4,), 2.0)), pixels
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 72)])

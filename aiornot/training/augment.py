@@ -87,7 +87,11 @@ class Strengths:
         """Return whether nothing is switched on."""
         geometry = self.crop or self.rotate or self.dihedral or self.flip
         colour = self.colour or self.hue or self.sharpness
-        return not (geometry or colour or self.rescale or self.blur or self.jpeg or self.erase)
+        return not (geometry or colour or self.degrades() or self.erase)
+
+    def degrades(self) -> bool:
+        """Return whether rescaling, blur or JPEG is switched on."""
+        return self.rescale or self.blur or self.jpeg
 
 
 class Parameters(NamedTuple):
@@ -177,16 +181,17 @@ def augment(
     height, width = images.shape[1:3]
     assert height == width or not strengths.dihedral, "only a square can be turned by a quarter"
     chosen = choose(draws, strengths=strengths, height=height, width=width)
-    pixels = move(images, chosen, strengths=strengths)
-    pixels = recolour(pixels, chosen, strengths=strengths)
-    pixels = degrade.degrade(
-        pixels,
-        scale=chosen.scale,
-        sigma=chosen.sigma,
-        quality=chosen.quality,
-        tables=strengths.tables,
-    )
-    normal = _standardise(pixels, mean=mean, std=std)
+    planes = recolour(move(images, chosen, strengths=strengths), chosen, strengths=strengths)
+    if strengths.degrades():
+        pixels = degrade.degrade(
+            torch.stack(planes, dim=1),
+            scale=chosen.scale,
+            sigma=chosen.sigma,
+            quality=chosen.quality,
+            tables=strengths.tables,
+        )
+        planes = _planes(pixels)
+    normal = _joined(planes, mean=mean, std=std)
     if chosen.hole is not None:
         normal = boxes.erase(normal, hole=chosen.hole)
     return normal.to(dtype)
@@ -261,38 +266,35 @@ def choose(draws: Tensor, *, strengths: Strengths, height: int, width: int) -> P
     )
 
 
-def move(images: Tensor, chosen: Parameters, *, strengths: Strengths) -> Tensor:
-    """Apply crop, rotation, turns and flips to (N, H, W, 3) uint8 images; return pixels."""
+def move(images: Tensor, chosen: Parameters, *, strengths: Strengths) -> colour.Planes:
+    """Apply crop, rotation, turns and flips to (N, H, W, 3) uint8 images; return their planes."""
     stored = _channels_first(images)
     hflip, vflip, eighth = chosen.hflip, chosen.vflip, chosen.eighth
     if strengths.crop or strengths.rotate:
         box, angle = chosen.box, chosen.angle
-        return _to_pixels(
-            warp.warp(stored, box=box, angle=angle, eighth=eighth, hflip=hflip, vflip=vflip)
+        red, green, blue = warp.warp(
+            stored, box=box, angle=angle, eighth=eighth, hflip=hflip, vflip=vflip
         )
+        return _to_pixels(red), _to_pixels(green), _to_pixels(blue)
     # Exact to the bit, and on uint8 a quarter of the traffic; a warp rounds coordinates.
     if eighth is not None:
         stored = warp.turn(stored, eighth=eighth)
     if strengths.flip:
         stored = warp.flip(stored, horizontal=hflip, vertical=vflip)
-    return _to_pixels(stored)
+    return _planes(_to_pixels(stored))
 
 
-def recolour(pixels: Tensor, chosen: Parameters, *, strengths: Strengths) -> Tensor:
-    """Apply the colour operations to pixels, in the order of the module docstring."""
-    if strengths.colour or strengths.hue:
-        red, green, blue = pixels.unbind(1)
-        planes: colour.Planes = (red, green, blue)
-        if strengths.colour:
-            planes = colour.adjust_brightness(planes, factor=chosen.brightness)
-            planes = colour.adjust_contrast(planes, factor=chosen.contrast)
-            planes = colour.adjust_saturation(planes, factor=chosen.saturation)
-        if strengths.hue:
-            planes = colour.shift_hue(planes, shift=chosen.hue)
-        pixels = torch.stack(planes, dim=1)
+def recolour(planes: colour.Planes, chosen: Parameters, *, strengths: Strengths) -> colour.Planes:
+    """Apply the colour operations, in the order of the module docstring."""
+    if strengths.colour:
+        planes = colour.adjust_brightness(planes, factor=chosen.brightness)
+        planes = colour.adjust_contrast(planes, factor=chosen.contrast)
+        planes = colour.adjust_saturation(planes, factor=chosen.saturation)
+    if strengths.hue:
+        planes = colour.shift_hue(planes, shift=chosen.hue)
     if strengths.sharpness:
-        pixels = colour.adjust_sharpness(pixels, factor=chosen.sharpness)
-    return pixels
+        planes = colour.adjust_sharpness(planes, factor=chosen.sharpness)
+    return planes
 
 
 def _within(draw: Tensor, limit: Tensor) -> Tensor:
@@ -314,7 +316,19 @@ def _to_pixels(stored: Tensor) -> Tensor:
     return stored.to(torch.float32) / 255
 
 
+def _planes(pixels: Tensor) -> colour.Planes:
+    red, green, blue = pixels.unbind(1)
+    return red, green, blue
+
+
 def _standardise(pixels: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalise with the model's mean and std; the only place that does."""
+    """Normalise with the model's mean and std; this and its twin for planes are all that do."""
     normal = (pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     return normal.contiguous(memory_format=torch.channels_last)
+
+
+def _joined(planes: colour.Planes, *, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalise planes and join them, (N, 3, H, W), channels_last."""
+    centres, widths = mean.unbind(), std.unbind()
+    normal = [(plane - m) / s for plane, m, s in zip(planes, centres, widths, strict=True)]
+    return torch.stack(normal, dim=3).permute(0, 3, 1, 2)

@@ -1,9 +1,9 @@
 """Colour operations on a batch on the device, torchvision's, each sample by its own factor.
 
-*Pixels* are float32 (N, 3, H, W) in 0..1, not yet normalised: after normalisation the clamps
-would cut off most of the values. *Planes* are the three channels of such pixels, (N, H, W) each:
-what looks at one pixel at a time then compiles to one pass, while a channel that asks for its
-neighbours in a tensor makes the compiler write all of it first.
+*Planes* are the three channels of pixels in 0..1, (N, H, W) float32 each, not yet normalised:
+after normalisation the clamps would cut off most of the values. Channels apart, and not in one
+tensor, since what looks at several of them then compiles to one pass over the memory; a channel
+that looks at another one in a tensor makes the compiler write all of it first.
 """
 
 from typing import TypeAlias
@@ -51,24 +51,32 @@ def shift_hue(planes: Planes, *, shift: Tensor) -> Planes:
     return red, green, blue
 
 
-def adjust_sharpness(pixels: Tensor, *, factor: Tensor) -> Tensor:
+def adjust_sharpness(planes: Planes, *, factor: Tensor) -> Planes:
     """Blend each sample with its blur by its factor (N,): 0 is blurred, 1 nothing, 2 sharper."""
+    inner = _inner(planes[0])
+    red, green, blue = (
+        torch.where(inner, _blend(plane, _blurred(plane), factor=_each(factor)), plane)
+        for plane in planes
+    )
+    return red, green, blue
+
+
+def _blurred(plane: Tensor) -> Tensor:
     # torchvision's kernel is 1/13 everywhere and 5/13 in the middle: a mean of nine, plus four.
-    blurred = (9 * F.avg_pool2d(pixels, 3, stride=1, padding=1) + 4 * pixels) / 13
-    blended = _blend(pixels, blurred, factor=factor.view(-1, 1, 1, 1))
-    return torch.where(_inner(pixels), blended, pixels)
+    mean = F.avg_pool2d(plane.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
+    return (9 * mean + 4 * plane) / 13
 
 
-def _inner(pixels: Tensor) -> Tensor:
+def _inner(plane: Tensor) -> Tensor:
     """Mark (H, W) all but the one-pixel border, which torchvision leaves unsharpened."""
-    row = torch.arange(pixels.shape[2], device=pixels.device).view(-1, 1)
-    column = torch.arange(pixels.shape[3], device=pixels.device)
+    row = torch.arange(plane.shape[1], device=plane.device).view(-1, 1)
+    column = torch.arange(plane.shape[2], device=plane.device)
     return (row > 0) & (row < len(row) - 1) & (column > 0) & (column < len(column) - 1)
 
 
-def _blend(pixels: Tensor, other: Tensor, *, factor: Tensor) -> Tensor:
-    # This form, not other + factor * (pixels - other), is exact for the factor 1.
-    return (pixels * factor + other * (1 - factor)).clamp(0, 1)
+def _blend(plane: Tensor, other: Tensor, *, factor: Tensor) -> Tensor:
+    # This form, not other + factor * (plane - other), is exact for the factor 1.
+    return (plane * factor + other * (1 - factor)).clamp(0, 1)
 
 
 def _grey(planes: Planes) -> Tensor:

@@ -3,6 +3,8 @@
 Flips and quarter turns alone are moves of whole pixels, exact to the bit, on data of any type.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,7 +44,7 @@ def warp(
     eighth: Tensor | None,
     hflip: Tensor,
     vflip: Tensor,
-) -> Tensor:
+) -> list[Tensor]:
     """Crop to the box at full size, rotate about the centre, turn, flip; in one interpolation.
 
     What the rotation brings in from outside the cropped frame is black. Three interpolations
@@ -57,7 +59,7 @@ def warp(
         vflip: (N,) bool
 
     Returns:
-        (N, C, H, W) float32, in the units of ``stored``.
+        The C channels, (N, H, W) float32 each, in the units of ``stored``.
     """
     height, width = stored.shape[2:]
     swap = None
@@ -76,7 +78,7 @@ def warp(
     row = down * (tall / height) + (top + (tall - 1) / 2)
     # Eager, the library's kernel is the faster one by far, and compiled, it is the slower one.
     sample = _gathered if torch.compiler.is_compiling() else _interpolated
-    return sample(stored, column=column, row=row) * inside.unsqueeze(1)
+    return [plane * inside for plane in sample(stored, column=column, row=row)]
 
 
 def _undoing(*, angle: Tensor, hflip: Tensor, vflip: Tensor, swap: Tensor | None) -> Tensor:
@@ -95,16 +97,17 @@ def _undoing(*, angle: Tensor, hflip: Tensor, vflip: Tensor, swap: Tensor | None
     return torch.where(swap.view(-1, 1), swapped, matrix)
 
 
-def _interpolated(stored: Tensor, *, column: Tensor, row: Tensor) -> Tensor:
-    """Interpolate bilinearly at columns and rows (N, H, W); beyond the edge is the edge."""
+def _interpolated(stored: Tensor, *, column: Tensor, row: Tensor) -> Sequence[Tensor]:
+    """Interpolate each channel at columns and rows (N, H, W); beyond the edge is the edge."""
     height, width = stored.shape[2:]
     grid = torch.stack(((2 * column + 1) / width - 1, (2 * row + 1) / height - 1), dim=3)
     # "border": a centre half a pixel outside the image takes the edge pixel, not half black.
-    return F.grid_sample(stored.to(torch.float32), grid, padding_mode="border", align_corners=False)
+    pixels = stored.to(torch.float32)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).unbind(1)
 
 
-def _gathered(stored: Tensor, *, column: Tensor, row: Tensor) -> Tensor:
-    """Do the same, channel by channel, from the stored type.
+def _gathered(stored: Tensor, *, column: Tensor, row: Tensor) -> Sequence[Tensor]:
+    """Do the same, from the stored type.
 
     The compiler makes one kernel of the three channels, which shares all but the reading of the
     pixels; from ``grid_sample`` it made one that found each channel's place anew.
@@ -125,7 +128,7 @@ def _gathered(stored: Tensor, *, column: Tensor, row: Tensor) -> Tensor:
         lower = plane[image, next_y, x] * (low * (1 - right))
         return upper + lower + plane[image, next_y, next_x] * (low * right)
 
-    return torch.stack([mixed(plane) for plane in stored.unbind(1)], dim=1)
+    return [mixed(plane) for plane in stored.unbind(1)]
 
 
 def _each(values: Tensor) -> Tensor:
