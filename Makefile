@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
+# Ray's tests in one process, all others in the second: half of the time is waiting.
+PARALLEL := -n 2 --dist loadgroup
 
 .PHONY: help demo photos test test-all lint types bench clean
 
@@ -23,10 +25,10 @@ photos: $(READY)  ## The same path on parquet written by the datasets library
 	PATH=$(BIN):$$PATH sh examples/photos.sh $(DEMO)/photos
 
 test: $(READY) lint types  ## Lint, types and the tests; what CI runs
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 test-all: $(READY) lint types  ## With the slow tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY)  ## Style
 	$(BIN)/ruff check .
