@@ -179,16 +179,16 @@ def outcome(home: Home, commands: int) -> dict[str, Any]:
 
 
 def _told_again(lines: list[str]) -> int:
-    """Count the first tick of every process that went on with a trial begun by another."""
-    seen: set[str] = set()
-    first: set[tuple[str, str]] = set()
+    """Count the processes that went on with a trial by telling a tick another had noted."""
+    noted: set[tuple[str, str]] = set()
+    begun: set[tuple[str, str]] = set()
     count = 0
     for line in lines:
-        name, _, pid = line.split()
-        if (name, pid) not in first:
-            first.add((name, pid))
-            count += name in seen
-        seen.add(name)
+        name, tick, pid = line.split()
+        # One that died after its checkpoint and before its note leaves none to be told again.
+        count += (name, pid) not in begun and (name, tick) in noted
+        begun.add((name, pid))
+        noted.add((name, tick))
     return count
 
 
