@@ -10,7 +10,6 @@ same trials at the same ticks.
 """
 
 import argparse
-import collections
 import json
 import os
 import signal
@@ -63,9 +62,9 @@ from pathlib import Path
 FAULT, FOLDER = os.environ.get("FAULT"), Path(os.environ.get("FAULT_FOLDER", "."))
 
 
-def act(name, tick):
+def act(name, tick, seconds):
     with (FOLDER / "ticks").open("a") as log:
-        log.write(f"{name} {tick} {os.getpid()}\\n")
+        log.write(f"{name} {tick} {seconds!r}\\n")
     mark = FOLDER / f"done-{FAULT}"
     if FAULT == "raise":
         raise RuntimeError(f"{name} meets the same bug")
@@ -98,7 +97,7 @@ def plant():
 
         def told(metrics):
             tell(metrics)
-            act(name, int(metrics["tick"]))
+            act(name, int(metrics["tick"]), metrics["seconds"])
 
         return run(config, **how | {"tell": told})
 
@@ -163,33 +162,17 @@ def outcome(home: Home, commands: int) -> dict[str, Any]:
     trials = [*home.trials("explore"), *home.trials("full")]
     ended = [trial for trial in trials if trial.state in ("finished", "stopped")]
     missing = [t.id for t in ended if [x["tick"] for x in t.ticks] != list(range(1, t.tick + 1))]
-    # A resumed process first tells its last tick again, untrained: that one is no repetition.
-    runs = collections.Counter(tuple(line.split()) for line in home.trained())
-    by_trial = collections.Counter((name, tick) for name, tick, _ in runs)
-    repeated = sum(count - 1 for count in by_trial.values())
-    told_again = _told_again(home.trained())
+    # What a resumed process tells again from its checkpoint took exactly as long as before.
+    trained = {tuple(line.split()) for line in home.trained()}
+    repeated = len(trained) - len({(name, tick) for name, tick, _ in trained})
     return {
         "commands": commands,
         "trials": len(trials),
         "lost": len(trials) - len(ended),
         "ticks missing": len(missing),
-        "ticks repeated": repeated - told_again,
+        "ticks repeated": repeated,
         "replayed": same_decisions(home.trials("explore")),
     }
-
-
-def _told_again(lines: list[str]) -> int:
-    """Count the processes that went on with a trial by telling a tick another had noted."""
-    noted: set[tuple[str, str]] = set()
-    begun: set[tuple[str, str]] = set()
-    count = 0
-    for line in lines:
-        name, tick, pid = line.split()
-        # One that died after its checkpoint and before its note leaves none to be told again.
-        count += (name, pid) not in begun and (name, tick) in noted
-        begun.add((name, pid))
-        noted.add((name, tick))
-    return count
 
 
 def same_decisions(trials: list[Trial]) -> bool:
