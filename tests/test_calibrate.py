@@ -76,6 +76,57 @@ def test_an_fpr_rule_keeps_its_promise_with_the_most_recall(bound, ties):
     assert recall == best
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.01, 0.3])
+def test_an_fnr_rule_keeps_its_promise_with_the_fewest_false_alarms(bound):
+    logits, labels = draw(1)
+    found = calibrate(logits, labels, rule=f"fnr<={bound}")
+    probabilities = found.probabilities(logits)
+    allowed = [rates(probabilities, labels, t) for t in all_thresholds(probabilities)]
+    least = min(fpr for recall, fpr in allowed if 1 - recall <= bound)
+    recall, fpr = rates(probabilities, labels, found.threshold)
+    assert 1 - recall <= bound
+    assert fpr == least
+
+
+@pytest.mark.parametrize("rule", ["balanced", "fpr<=0.01", "fpr<=0", "fnr<=0", "cost:FP=5"])
+def test_a_verdict_outside_the_unsure_band_is_rarely_given_to_the_other_class(rule):
+    logits, labels = draw(4, count=1000)
+    found = calibrate(logits, labels, rule=rule)
+    low, high = found.unsure
+    assert low <= found.threshold <= high
+    probabilities = found.probabilities(logits)
+    unsure = found.unsure_at(probabilities)
+    assert np.array_equal(unsure, (low <= probabilities) & (probabilities < high))
+    called = found.verdicts(logits)
+    wrong = ~unsure & (called != (labels == 1))
+    assert np.sum(wrong & (labels == 0)) <= 0.01 * np.sum(labels == 0)
+    assert np.sum(wrong & (labels == 1)) <= 0.01 * np.sum(labels == 1)
+    # And no narrower band would do.
+    real, generated = probabilities[labels == 0], probabilities[labels == 1]
+    if high > found.threshold:
+        assert np.mean(real >= probabilities[unsure].max()) > 0.01
+    if low < found.threshold:
+        assert np.mean(generated <= probabilities[unsure].min()) > 0.01
+
+
+def test_where_the_classes_are_apart_no_verdict_is_unsure():
+    logits = np.array([-3.0, -1.0, 2.0, 5.0])
+    found = calibrate(logits, np.array([0, 0, 1, 1]))
+    assert found.unsure is None
+    assert not found.unsure_at(np.linspace(0, 1, 11)).any()
+
+
+def test_a_rule_that_gives_up_recall_leaves_what_it_gives_up_unsure():
+    """All but one of 200 real images are far below: a strict rule calls some generated ones real."""
+    logits = np.concatenate([np.full(199, -5.0), [2.5], np.linspace(1, 4, 200)])
+    labels = np.repeat([0, 1], 200)
+    assert calibrate(logits, labels).unsure is None
+    strict = calibrate(logits, labels, rule="fpr<=0")
+    called_real = (labels == 1) & ~strict.verdicts(logits)
+    assert called_real.sum() == 100
+    assert strict.unsure_at(strict.probabilities(logits[called_real])).mean() > 0.9
+
+
 @pytest.mark.parametrize("cost", [0.2, 1, 5, 1e6])
 def test_a_cost_rule_finds_the_least_cost(cost):
     logits, labels = draw(2)

@@ -1,6 +1,6 @@
 """Logits and labels of the val split -> a temperature and a threshold, the last step of training.
 
-``aiornot deliver ... --rule "fpr<=0.01"`` chooses the threshold by another rule.
+``aiornot calibrate BUNDLE --rule "fpr<=0.01"`` chooses the threshold by another rule.
 """
 
 import contextlib
@@ -15,10 +15,13 @@ import numpy as np
 from aiornot.config import InputError
 
 RULES = (
-    "balanced (best balanced accuracy), fpr<=0.01 (any share from 0 to below 1), "
-    "cost:FP=5 (a false positive costs 5 false negatives)"
+    "balanced (best balanced accuracy), fpr<=0.01 (any share from 0 to below 1), fnr<=0.01 (the "
+    "same of generated images called real), cost:FP=5 (a false positive costs 5 false negatives)"
 )
 """The forms of a rule, as help and errors show them."""
+
+SURE = 0.01
+"""A verdict is sure where at most this share of val images of the other class gets it."""
 
 TEMPERATURES = (0.1, 10.0)
 """Bounds of the fit. Beyond them the val split is too small or the model of no use."""
@@ -38,6 +41,9 @@ class Calibration:
     """Probability, after temperature, from which an image is called generated."""
     rule: str
     """How the threshold was chosen."""
+    unsure: tuple[float, float] | None = None
+    """Probabilities from the first to below the second are too close to call; see
+    ``unsure_band``. None: there are none such."""
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probability (N,) float64 of *generated* for logits (N,)."""
@@ -48,16 +54,24 @@ class Calibration:
         """Return (N,) bool, true where an image is called generated."""
         return np.asarray(self.probabilities(logits) >= self.threshold)
 
+    def unsure_at(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return (N,) bool, true where a calibrated probability is too close to call."""
+        values = np.asarray(probabilities, dtype=np.float64)
+        low, high = self.unsure or (0.0, 0.0)
+        return np.asarray((low <= values) & (values < high))
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return plain values, equal to themselves after a journey through JSON."""
+        return dataclasses.asdict(self) | {"unsure": list(self.unsure) if self.unsure else None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
-        return cls(**values)
+        unsure = values["unsure"]
+        return cls(**{**values, "unsure": (unsure[0], unsure[1]) if unsure else None})
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray, *, rule: str = "balanced") -> Calibration:
-    """Fit the temperature by log loss, then choose the threshold by a rule.
+    """Fit the temperature by log loss, choose the threshold by a rule, then the unsure band.
 
     ``cost`` depends on the share of generated images in the split; the other rules do not.
 
@@ -74,7 +88,8 @@ def calibrate(logits: np.ndarray, labels: np.ndarray, *, rule: str = "balanced")
     fitted = Calibration(temperature=fit_temperature(logits, labels), threshold=0.5, rule=rule)
     probabilities = fitted.probabilities(logits)
     threshold = choose_threshold(probabilities, labels, rule=rule)
-    return dataclasses.replace(fitted, threshold=threshold)
+    unsure = unsure_band(probabilities, labels, threshold=threshold)
+    return dataclasses.replace(fitted, threshold=threshold, unsure=unsure)
 
 
 def check(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,6 +177,26 @@ def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, *, rule: str
     return middle if middle > edges[best] else float(edges[best + 1])
 
 
+def unsure_band(
+    probabilities: np.ndarray, labels: np.ndarray, *, threshold: float
+) -> tuple[float, float] | None:
+    """Return where a verdict is given to more than ``SURE`` of the images of the other class.
+
+    Above the band *generated* is said of at most ``SURE`` of the real images, below it *real* of
+    at most ``SURE`` of the generated ones. The threshold lies in it or at one of its ends, so that
+    a rule that favours one verdict makes this the sure one. None where both verdicts are sure
+    everywhere.
+
+    Args:
+        probabilities: (N,) float64, none of them 1.
+        labels: (N,) bool.
+        threshold: Where the verdict changes.
+    """
+    low = min(threshold, choose_threshold(probabilities, labels, rule=f"fnr<={SURE}"))
+    high = max(threshold, choose_threshold(probabilities, labels, rule=f"fpr<={SURE}"))
+    return (low, high) if low < high else None
+
+
 def _merit(rule: str, true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
     """Return how much a rule likes each cut (K + 1,), in whole numbers: ties are exact."""
     num_generated, num_real = int(true_positives[0]), int(false_positives[0])
@@ -170,6 +205,10 @@ def _merit(rule: str, true_positives: np.ndarray, false_positives: np.ndarray) -
         return np.asarray(true_positives * num_real - false_positives * num_generated)
     if name == "cost":
         return np.asarray(true_positives - number * false_positives)
+    if name == "fnr":
+        missed = (num_generated - true_positives) / num_generated
+        ranked = (true_positives - false_positives * (num_generated + 1)).astype(np.float64)
+        return np.where(missed <= number, ranked, -np.inf)
     # Most true positives, then fewest false ones, among the cuts that keep the promise.
     ranked = (true_positives * (num_real + 1) - false_positives).astype(np.float64)
     return np.where(false_positives / num_real <= number, ranked, -np.inf)
@@ -183,11 +222,11 @@ def check_rule(rule: str) -> tuple[str, float]:
     """
     if rule == "balanced":
         return "balanced", 0.0
-    found = re.fullmatch(r"(fpr<|cost:FP)=([-+.\deE]+)", rule)
+    found = re.fullmatch(r"(fpr<|fnr<|cost:FP)=([-+.\deE]+)", rule)
     with contextlib.suppress(ValueError):
         number = float(found[2]) if found else math.nan
-        if rule.startswith("fpr") and 0 <= number < 1:
-            return "fpr", number
+        if rule[:3] in ("fpr", "fnr") and 0 <= number < 1:
+            return rule[:3], number
         if rule.startswith("cost") and 0 < number < math.inf:
             return "cost", number
     raise InputError(f"rule {rule!r} is not known: use {RULES}")

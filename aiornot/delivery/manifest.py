@@ -10,7 +10,7 @@ from typing import Any
 
 from aiornot.config import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 DESCRIPTION = "bundle.json"
 WEIGHTS = "model.safetensors"
