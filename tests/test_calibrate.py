@@ -117,7 +117,7 @@ def test_where_the_classes_are_apart_no_verdict_is_unsure():
 
 
 def test_a_rule_that_gives_up_recall_leaves_what_it_gives_up_unsure():
-    """All but one of 200 real images are far below: a strict rule calls some generated ones real."""
+    """One of 200 real images lies high: a strict rule then calls generated ones real."""
     logits = np.concatenate([np.full(199, -5.0), [2.5], np.linspace(1, 4, 200)])
     labels = np.repeat([0, 1], 200)
     assert calibrate(logits, labels).unsure is None

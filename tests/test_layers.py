@@ -96,6 +96,8 @@ ORDER = [
     "tuning.ray_plan",
     "delivery.calibrate",
     "delivery.manifest",
+    "delivery.measures",
+    "delivery.bootstrap",
     "delivery.evaluate",
     "delivery.bundle",
     "delivery.predict",

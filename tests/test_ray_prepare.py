@@ -217,6 +217,12 @@ def test_near_duplicates_stay_in_one_split_and_are_listed(out, tmp_path):
     assert found["splits"] == {name: hdf5.read_ids(summary.path, name) for name in splits.SPLITS}
     assert found["digest"] == digest_of(plan) == hdf5.attributes(summary.path)["splits_digest"]
     assert found["settings"]["near_duplicates"] == duplicates.DISTANCE
+    for split, rows in plan.items():
+        clusters = layout.read_clusters(summary.path, split)
+        _, expected = np.unique(np.array(TOGETHER)[rows], return_inverse=True)
+        assert (np.equal.outer(clusters, clusters) == np.equal.outer(expected, expected)).all()
+    (out / "tiny.splits.json").write_text(json.dumps(found | {"digest": "of another file"}))
+    assert layout.read_clusters(summary.path, "val") is None
 
 
 def digest_of(plan: splits.Plan) -> str:

@@ -215,3 +215,26 @@ def write_splits(
     }
     storage.write_text(str(path), json.dumps(content, indent=1) + "\n")
     return facts
+
+
+def read_clusters(path: Path, split: str) -> np.ndarray | None:
+    """Return the number of each image's cluster of near-duplicates (N,), as prepare found them.
+
+    Args:
+        path: The prepared file; ``write_splits`` put their list beside it.
+        split: Its images, in their order.
+
+    Returns:
+        None where the list is not there or is that of another file.
+    """
+    listed = path.with_suffix(".splits.json")
+    try:
+        content = json.loads(listed.read_text(encoding="utf-8"))
+        groups, digest = content["duplicates"], content["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if digest != hdf5.attributes(path).get("splits_digest"):
+        return None
+    number = {name: row for row, group in enumerate(groups) for name in group}
+    ids = hdf5.read_ids(path, split)
+    return np.array([number.get(name, len(groups) + row) for row, name in enumerate(ids)])

@@ -23,7 +23,7 @@ from torch import nn
 import aiornot
 from aiornot import storage
 from aiornot.config import InputError, TrainConfig
-from aiornot.data import hdf5
+from aiornot.data import hdf5, layout
 from aiornot.data.images import Geometry, Resample
 from aiornot.delivery import evaluate, manifest
 from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
@@ -135,7 +135,14 @@ def _fill(
         "positive_class": hdf5.CLASSES[1],
         "preprocessing": prepared,
         "calibration": calibration.to_dict(),
-        "val": evaluate.evaluation(logits, labels, calibration, split="val", attributes=attributes),
+        "val": evaluate.evaluation(
+            logits,
+            labels,
+            calibration,
+            split="val",
+            attributes=attributes,
+            clusters=layout.read_clusters(data, "val"),
+        ),
         "config": config.to_dict(),
         "lineage": dict(lineage),
         "data": evaluate.about_data(attributes),
@@ -325,7 +332,12 @@ def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device
         split=split,
     )
     result = evaluate.evaluation(
-        logits, labels, bundle.calibration, split=split, attributes=attributes
+        logits,
+        labels,
+        bundle.calibration,
+        split=split,
+        attributes=attributes,
+        clusters=layout.read_clusters(data, split),
     )
     return evaluate.record(folder, result | {"model": bundle.name, "opened_before": opened_before})
 
