@@ -24,6 +24,7 @@ app.command()(training.train)
 app.command()(training.probe)
 app.command()(tuning.tune)
 app.command()(tuning.show)
+app.command()(delivery.calibrate)
 app.command()(delivery.evaluate)
 app.command()(delivery.predict)
 

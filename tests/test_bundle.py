@@ -111,6 +111,42 @@ def test_another_bundle_is_replaced_and_remembers_that_test_was_opened(copy, del
     assert [path.name for path in copy.parent.iterdir()] == ["bundle"]
 
 
+def test_a_rule_is_kept_until_another_is_asked_for(copy, delivered):
+    write(delivered, copy, rule="fpr<=0.05")
+    write(delivered, copy)
+    assert bundle.load(copy, device=CPU).calibration.rule == "fpr<=0.05"
+    write(delivered, copy, rule="balanced")
+    assert (copy / "bundle.json").read_bytes() == (delivered.folder / "bundle.json").read_bytes()
+
+
+def test_a_bundle_is_calibrated_by_another_rule_and_keeps_all_else(copy, delivered):
+    scored = bundle.evaluate_split(copy, data=delivered.data, split="test", device=CPU)
+    before = json.loads((copy / "bundle.json").read_text())
+    found = bundle.recalibrate(copy, rule="fpr<=0", data=delivered.data, device=CPU)
+    said = json.loads((copy / "bundle.json").read_text())
+    assert said == found
+    assert {key for key in said if said[key] != before[key]} == {"calibration", "val"}
+    assert said["val"]["metrics"]["fpr@threshold"] == 0
+    assert said["calibration"]["temperature"] == before["calibration"]["temperature"]
+    assert bundle.load(copy, device=CPU).calibration.rule == "fpr<=0"
+    assert evaluate.history(copy) == [scored]
+    # What is on record was made at the former threshold: it does not speak for this one.
+    assert evaluate.recorded(copy, data=delivered.data, split="test") is None
+    bundle.recalibrate(copy, rule="balanced", data=delivered.data, device=CPU)
+    assert (copy / "bundle.json").read_bytes() == (delivered.folder / "bundle.json").read_bytes()
+    assert evaluate.recorded(copy, data=delivered.data, split="test") == scored
+
+
+def test_other_data_may_not_choose_the_threshold(copy, tmp_path):
+    before = (copy / "bundle.json").read_bytes()
+    other = prepare(tmp_path / "other.h5", seed=7)
+    with pytest.raises(InputError, match="only the val split"):
+        bundle.recalibrate(copy, rule="fpr<=0.01", data=other, device=CPU)
+    with pytest.raises(InputError, match="rule 'best' is not known"):
+        bundle.recalibrate(copy, rule="best", data=other, device=CPU)
+    assert (copy / "bundle.json").read_bytes() == before
+
+
 def test_a_killed_replacement_is_mended_by_the_next_write(copy, delivered):
     evaluate.open_split(copy, "test")
     copy.rename(copy.with_name(".bundle.replaced"))

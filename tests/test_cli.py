@@ -19,7 +19,18 @@ from safetensors.torch import load_file
 from aiornot import cli, console
 from aiornot.data import demo
 
-VERBS = ("demo-data", "audit", "prepare", "train", "probe", "tune", "show", "evaluate", "predict")
+VERBS = (
+    "demo-data",
+    "audit",
+    "prepare",
+    "train",
+    "probe",
+    "tune",
+    "show",
+    "calibrate",
+    "evaluate",
+    "predict",
+)
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
     *("--set", "lr=1e-2", "--set", "batch_size=8", "--set", "epochs=3"),
@@ -82,6 +93,7 @@ def test_the_options_are_frozen():
         "--overfit-one-batch",
         "--profile",
         "--profiler",
+        "--rule",
         "--set",
         "--wandb",
         "--watch",
@@ -315,6 +327,8 @@ def test_a_train_run_is_shown_evaluated_and_predicts(here):
     other = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK, "--set", "seed=1")
     assert other.code == 2 and "seed was 0, is 1" in other.err
     assert json.loads(run_verb("show", "easy", "--json").out)[0]["state"] == "finished"
+    strict = run_verb("calibrate", "runs/easy/bundle", "--data", "prepared", "--rule", "fpr<=0")
+    assert strict.code == 0 and "fpr@threshold" in strict.out, strict.err
     score = run_verb("evaluate", "runs/easy/bundle", "--data", "prepared/full.h5", "--json")
     assert json.loads(score.out)["metrics"]["auroc"] > 0.9
     (here / "broken.jpg").write_text("not an image")

@@ -8,7 +8,7 @@ import dataclasses
 import filecmp
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from aiornot.config import InputError, TrainConfig
 from aiornot.data import hdf5, layout
 from aiornot.data.images import Geometry, Resample
 from aiornot.delivery import evaluate, manifest
-from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
+from aiornot.delivery.calibrate import DEFAULT_RULE, Calibration, calibrate, check_rule
 from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
 from aiornot.training import loader, loop, model, snapshot
 
@@ -69,7 +69,7 @@ def write(
     *,
     data: Path,
     device: torch.device,
-    rule: str = "balanced",
+    rule: str | None = None,
     lineage: Mapping[str, Any],
 ) -> Path:
     """Calibrate a checkpoint on val and write it as a bundle.
@@ -82,7 +82,8 @@ def write(
         out: The bundle's folder.
         data: The prepared file that the checkpoint was trained on.
         device: Where to compute the logits of val.
-        rule: How the threshold is chosen, see ``calibrate.RULES``.
+        rule: How the threshold is chosen, see ``calibrate.RULES``. None keeps the rule of a bundle
+            of the same weights in ``out``, and is ``balanced`` elsewhere.
         lineage: Where the checkpoint comes from, as plain JSON values.
 
     Returns:
@@ -91,7 +92,8 @@ def write(
     Raises:
         InputError: Not a checkpoint, other data, an unknown rule, or ``out`` is something else.
     """
-    check_rule(rule)
+    if rule is not None:
+        check_rule(rule)
     trained = manifest.read_json(
         checkpoint / snapshot.DESCRIPTION, why="not a checkpoint of 'aiornot train'"
     )
@@ -102,7 +104,15 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _fill(temporary, checkpoint, trained, data=data, device=device, rule=rule, lineage=lineage)
+        _fill(
+            temporary,
+            checkpoint,
+            trained,
+            data=data,
+            device=device,
+            choose_rule=lambda weights: rule or _rule_of(out, weights) or DEFAULT_RULE,
+            lineage=lineage,
+        )
         if not _is_same(out, temporary):
             _replace(out, temporary)
     finally:
@@ -117,7 +127,7 @@ def _fill(
     *,
     data: Path,
     device: torch.device,
-    rule: str,
+    choose_rule: Callable[[str], str],
     lineage: Mapping[str, Any],
 ) -> None:
     """Write the three files into an empty folder; no time in them, so that equal is equal."""
@@ -128,27 +138,46 @@ def _fill(
     module = _ready(module, device)
     mean, std = (torch.tensor(trained[key], device=device) for key in ("mean", "std"))
     logits, labels = _score(module, config, mean=mean, std=std, data=data, split="val")
-    calibration = calibrate(logits, labels, rule=rule)
+    weights = manifest.sha256(folder / WEIGHTS)
     description = {
         "schema_version": SCHEMA_VERSION,
         "classes": list(hdf5.CLASSES),
         "positive_class": hdf5.CLASSES[1],
         "preprocessing": prepared,
-        "calibration": calibration.to_dict(),
-        "val": evaluate.evaluation(
-            logits,
-            labels,
-            calibration,
-            split="val",
-            attributes=attributes,
-            clusters=layout.read_clusters(data, "val"),
-        ),
+        **_calibrated(logits, labels, rule=choose_rule(weights), data=data),
         "config": config.to_dict(),
         "lineage": dict(lineage),
         "data": evaluate.about_data(attributes),
         "versions": _versions(),
-        "sha256": manifest.sha256(folder / WEIGHTS),
+        "sha256": weights,
     }
+    _write_description(folder, description)
+
+
+def _calibrated(logits: np.ndarray, labels: np.ndarray, *, rule: str, data: Path) -> dict[str, Any]:
+    """Return what the val split decides of a description: the calibration, and how good it is."""
+    calibration = calibrate(logits, labels, rule=rule)
+    val = evaluate.evaluation(
+        logits,
+        labels,
+        calibration,
+        split="val",
+        attributes=hdf5.attributes(data),
+        clusters=layout.read_clusters(data, "val"),
+    )
+    return {"calibration": calibration.to_dict(), "val": val}
+
+
+def _rule_of(folder: Path, weights: str) -> str | None:
+    """Return the rule of a bundle of these weights; None where there is none such."""
+    try:
+        description = manifest.read(folder)
+    except InputError:
+        return None
+    return str(description["calibration"]["rule"]) if description["sha256"] == weights else None
+
+
+def _write_description(folder: Path, description: Mapping[str, Any]) -> None:
     text = json.dumps(description, indent=1, allow_nan=False) + "\n"
     storage.write_text(str(folder / DESCRIPTION), text)
 
@@ -305,6 +334,44 @@ def load(folder: Path, *, device: torch.device) -> Bundle:
     )
 
 
+def score(bundle: Bundle, *, data: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (N,) and labels (N,) of a split, computed on the bundle's device."""
+    config = TrainConfig.from_dict(bundle.description["config"])
+    return _score(bundle.module, config, mean=bundle.mean, std=bundle.std, data=data, split=split)
+
+
+def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) -> dict[str, Any]:
+    """Choose the threshold of a bundle anew, from the val split that it was calibrated on.
+
+    Nothing but ``calibration`` and ``val`` of ``bundle.json`` changes. Recorded evaluations stay,
+    each with the calibration that it was made with.
+
+    Args:
+        folder: The bundle.
+        rule: See ``calibrate.RULES``.
+        data: The prepared file that the model was trained on.
+        device: Where to compute the logits of val.
+
+    Returns:
+        The new description.
+
+    Raises:
+        InputError: An unknown rule, not a bundle, or other data.
+    """
+    check_rule(rule)
+    bundle, attributes = load(folder, device=device), hdf5.attributes(data)
+    _check_scorable(bundle, attributes, data=data)
+    if evaluate.about_data(attributes) != bundle.description["data"]:
+        raise InputError(
+            f"{data} is not the file that the model was trained on; only the val split of that one "
+            "may choose a threshold, give it as --data"
+        )
+    logits, labels = score(bundle, data=data, split="val")
+    description = bundle.description | _calibrated(logits, labels, rule=rule, data=data)
+    _write_description(folder, description)
+    return description
+
+
 def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device) -> dict[str, Any]:
     """Score a bundle on a split and record the result in it.
 
@@ -323,14 +390,7 @@ def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device
     bundle, attributes = load(folder, device=device), hdf5.attributes(data)
     _check_scorable(bundle, attributes, data=data)
     opened_before = evaluate.open_split(folder, split)
-    logits, labels = _score(
-        bundle.module,
-        TrainConfig.from_dict(bundle.description["config"]),
-        mean=bundle.mean,
-        std=bundle.std,
-        data=data,
-        split=split,
-    )
+    logits, labels = score(bundle, data=data, split=split)
     result = evaluate.evaluation(
         logits,
         labels,

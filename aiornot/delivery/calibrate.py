@@ -20,6 +20,8 @@ RULES = (
 )
 """The forms of a rule, as help and errors show them."""
 
+DEFAULT_RULE = "balanced"
+
 SURE = 0.01
 """A verdict is sure where at most this share of val images of the other class gets it."""
 
@@ -70,7 +72,7 @@ class Calibration:
         return cls(**{**values, "unsure": (unsure[0], unsure[1]) if unsure else None})
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, *, rule: str = "balanced") -> Calibration:
+def calibrate(logits: np.ndarray, labels: np.ndarray, *, rule: str = DEFAULT_RULE) -> Calibration:
     """Fit the temperature by log loss, choose the threshold by a rule, then the unsure band.
 
     ``cost`` depends on the share of generated images in the split; the other rules do not.

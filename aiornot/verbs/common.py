@@ -9,6 +9,14 @@ from aiornot.config import InputError, TrainConfig
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
+RuleOption = Annotated[
+    str | None,
+    typer.Option(
+        help='How the threshold is chosen on val: balanced, "fpr<=0.01", "fnr<=0.01", '
+        "cost:FP=5. Kept with the bundle; balanced at first."
+    ),
+]
+DataOption = Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")]
 
 
 def check_folders(folders: dict[str, Path | None]) -> None:
@@ -37,6 +45,14 @@ def print_bundle(folder: Path) -> None:
     print(folder)
     auroc = description["val"]["metrics"]["auroc"]
     console.say(f"delivered {folder}: val AUROC {auroc:.4f}" + (f" ({note})" if note else ""))
+
+
+def check_rule(rule: str | None) -> None:
+    """Refuse an unknown rule before hours of training and not after them."""
+    if rule is not None:
+        from aiornot.delivery import calibrate
+
+        calibrate.check_rule(rule)
 
 
 def prepared(data: Path, profile: str) -> Path:

@@ -1,21 +1,64 @@
-"""The verbs of a delivered model: ``evaluate``, ``predict``."""
+"""The verbs of a delivered model: ``calibrate``, ``evaluate``, ``predict``."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from aiornot.config import WorkError
 from aiornot.verbs import common
-from aiornot.verbs.common import DeviceOption, JsonOption
+from aiornot.verbs.common import DataOption, DeviceOption, JsonOption
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of a delivered model.")]
+
+
+def calibrate(
+    bundle: BundleArgument,
+    rule: Annotated[
+        str, typer.Option(help='balanced, "fpr<=0.01", "fnr<=0.01" or cost:FP=5.')
+    ] = "balanced",
+    data: DataOption = Path("data/prepared"),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Choose another threshold for a delivered model, on val; nothing is trained.
+
+    Temperature and unsure band are fitted anew, too. Evaluations on record stay as they are.
+
+    Example: aiornot calibrate runs/fast/bundle --rule "fpr<=0.01"
+    """
+    from aiornot import console
+    from aiornot.delivery import bundle as bundles
+    from aiornot.delivery import manifest
+
+    former = manifest.read(bundle)
+    path = common.prepared(data, former["data"]["profile"])
+    found = bundles.recalibrate(bundle, rule=rule, data=path, device=common.torch_device(device))
+    if as_json:
+        console.print_json({key: found[key] for key in ("calibration", "val")})
+        return
+    rows = [
+        [name, *(_cell(each["calibration"][name]) for each in (former, found))]
+        for name in found["calibration"]
+    ]
+    rows += [
+        [name, *(_cell(each["val"]["metrics"][name]) for each in (former, found))]
+        for name in found["val"]["metrics"]
+        if name.endswith("@threshold") or "sure" in name
+    ]
+    console.print_table(f"{bundle}: on val", ["", "before", "now"], rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " - ".join(map(_cell, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value or "-")
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
-    data: Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")] = Path(
-        "data/prepared"
-    ),
+    bundle: BundleArgument,
+    data: DataOption = Path("data/prepared"),
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     again: Annotated[bool, typer.Option("--again", help="Score anew what is recorded.")] = False,
     device: DeviceOption = "auto",
@@ -62,7 +105,7 @@ def evaluate(
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    bundle: BundleArgument,
     images: Annotated[list[Path], typer.Argument(help="Image files and folders of them.")],
     batch_size: Annotated[int, typer.Option()] = 32,
     device: DeviceOption = "auto",

@@ -9,7 +9,7 @@ import typer
 
 from aiornot.config import InputError, TrainConfig, WorkError
 from aiornot.verbs import common
-from aiornot.verbs.common import DeviceOption, JsonOption
+from aiornot.verbs.common import DeviceOption, JsonOption, RuleOption
 
 _SWITCH = {"auto": None, "on": True, "off": False}
 
@@ -36,6 +36,7 @@ def train(
     watch: Annotated[
         str | None, typer.Option(help="Look inside the last step of these ticks: 1,8,16, or all.")
     ] = None,
+    rule: RuleOption = None,
     device: DeviceOption = "auto",
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
 ) -> None:
@@ -52,6 +53,7 @@ def train(
 
     if compile_augment not in _SWITCH:
         raise InputError(f"--compile-augment {compile_augment}: use {', '.join(_SWITCH)}")
+    common.check_rule(rule)
     watched = watching.parse(watch) if watch is not None else frozenset()
     config = TrainConfig.from_settings(settings or [])
     if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
@@ -117,7 +119,9 @@ def train(
         return
     best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
     lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
-    delivered = bundle.write(Path(best), out / "bundle", data=path, device=place, lineage=lineage)
+    delivered = bundle.write(
+        Path(best), out / "bundle", data=path, device=place, rule=rule, lineage=lineage
+    )
     common.print_bundle(delivered)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from aiornot.config import InputError
 from aiornot.verbs import common
-from aiornot.verbs.common import JsonOption
+from aiornot.verbs.common import JsonOption, RuleOption
 
 
 def tune(
@@ -33,6 +33,7 @@ def tune(
     tick_minutes: Annotated[
         float, typer.Option(help="End a process whose tick takes longer: it hangs.")
     ] = 120.0,
+    rule: RuleOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside first.")] = False,
     wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
     plan: Annotated[
@@ -51,6 +52,7 @@ def tune(
     from aiornot.tuning import ray_chain, spending, stages
 
     track.resolve_mode(wandb)
+    common.check_rule(rule)
     if as_json and not plan:
         raise InputError("--json goes with --plan; 'aiornot show' prints JSON of what ran")
     for name, value in (
@@ -97,6 +99,7 @@ def tune(
             local / "bundle",
             data=outcome.data,
             device=common.torch_device("auto"),
+            rule=rule,
             lineage=outcome.lineage,
         )
     common.print_bundle(out)
