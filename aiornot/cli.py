@@ -26,6 +26,7 @@ app.command()(tuning.tune)
 app.command()(tuning.show)
 app.command()(delivery.calibrate)
 app.command()(delivery.evaluate)
+app.command()(delivery.robustness)
 app.command()(delivery.predict)
 
 _INTERRUPTED = 130

@@ -17,7 +17,7 @@ from typing import Any
 
 from aiornot import ray_session, storage
 from aiornot.config import InputError
-from aiornot.data import duplicates, hdf5, layout, ray_decode, shards, splits
+from aiornot.data import duplicates, hdf5, layout, ray_decode, shards, slices, splits
 from aiornot.data.journal import Journal
 from aiornot.data.layout import Layout, Profile
 
@@ -55,7 +55,8 @@ def prepare(
     A finished file made from the same rows with the same settings is left alone, another is
     replaced once the new one is whole; an interrupted run is continued. Rows that cannot be
     decoded are listed in ``<profile>.rejected.jsonl``, who is in which split and which rows are
-    near-duplicates in ``<profile>.splits.json``.
+    near-duplicates in ``<profile>.splits.json``, and the generator of each image, where the source
+    has a column of that name, in ``<profile>.slices.json``.
 
     Args:
         source: A parquet file, a folder of them, a glob, or the same on ``s3://`` or ``hf://``.
@@ -78,6 +79,7 @@ def prepare(
     settings = layout.settings_of(rows, profile, seed=seed, near_duplicates=near_duplicates)
     path = out / f"{profile.name}.h5"
     if (found := _finished(path, settings)) is not None:
+        slices.write(path, rows)
         return _summary(path, found, skipped=True)
     if path.exists() and not hdf5.is_ours(path):
         raise InputError(
@@ -175,6 +177,7 @@ class _Job:
             )
         splits_path = self.path.with_suffix(".splits.json")
         facts = layout.write_splits(splits_path, last, clusters, self.settings)
+        slices.write(self.path, self.rows)
         facts |= {"rejected": len(rejected)}
         layout.finish(finished, self.path, facts)
         temporary.unlink(missing_ok=True)

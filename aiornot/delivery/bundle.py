@@ -24,11 +24,11 @@ import aiornot
 from aiornot import storage
 from aiornot.config import InputError, TrainConfig
 from aiornot.data import hdf5, layout
-from aiornot.data.images import Geometry, Resample
+from aiornot.data.images import Geometry, Pixels, Resample
 from aiornot.delivery import evaluate, manifest
 from aiornot.delivery.calibrate import DEFAULT_RULE, Calibration, calibrate, check_rule
 from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
-from aiornot.training import loader, loop, model, snapshot
+from aiornot.training import augment, loader, loop, model, snapshot
 
 CONFIG = "config.json"
 """What timm reads beside the weights; this name and that of the weights are timm's."""
@@ -228,6 +228,16 @@ def _score(
     return logits.cpu().numpy(), images.labels.cpu().numpy()
 
 
+@torch.inference_mode()
+def forward(
+    module: nn.Module, pixels: Pixels, *, mean: torch.Tensor, std: torch.Tensor
+) -> np.ndarray:
+    """Return the logits (n,) float32 of images (n, S, S, 3), computed as evaluation does."""
+    inputs = torch.from_numpy(pixels).to(mean.device)
+    output: torch.Tensor = module(augment.normalize(inputs, mean=mean, std=std))
+    return output.float().flatten().cpu().numpy()
+
+
 def _versions() -> dict[str, str]:
     return {
         "aiornot": aiornot.__version__,
@@ -360,7 +370,7 @@ def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) ->
     """
     check_rule(rule)
     bundle, attributes = load(folder, device=device), hdf5.attributes(data)
-    _check_scorable(bundle, attributes, data=data)
+    check_scorable(bundle, attributes, data=data)
     if evaluate.about_data(attributes) != bundle.description["data"]:
         raise InputError(
             f"{data} is not the file that the model was trained on; only the val split of that one "
@@ -388,7 +398,7 @@ def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device
         InputError: Not a bundle, or data that the model cannot be fairly scored on.
     """
     bundle, attributes = load(folder, device=device), hdf5.attributes(data)
-    _check_scorable(bundle, attributes, data=data)
+    check_scorable(bundle, attributes, data=data)
     opened_before = evaluate.open_split(folder, split)
     logits, labels = score(bundle, data=data, split=split)
     result = evaluate.evaluation(
@@ -402,7 +412,12 @@ def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device
     return evaluate.record(folder, result | {"model": bundle.name, "opened_before": opened_before})
 
 
-def _check_scorable(bundle: Bundle, attributes: Mapping[str, Any], *, data: Path) -> None:
+def check_scorable(bundle: Bundle, attributes: Mapping[str, Any], *, data: Path) -> None:
+    """Refuse data that a bundle cannot be fairly scored on.
+
+    Raises:
+        InputError: Images of another size or geometry, or splits that may hold training images.
+    """
     for key in ("size", "geometry", "resample"):
         found, wanted = attributes.get(key), getattr(bundle, key)
         if found != wanted:

@@ -127,6 +127,42 @@ def open_split(folder: Path, split: str) -> int:
     return len(kept["test_opened"])
 
 
+def open_once(folder: Path, split: str) -> bool:
+    """Open a split for a closer look; count it for ``test`` only where it is sealed still.
+
+    Whoever looks at how a score that is known comes about learns no second score.
+
+    Returns:
+        Whether this broke the seal of the test split.
+
+    Raises:
+        InputError: As ``open_split``.
+    """
+    if split == "test" and _read(folder)["test_opened"]:
+        return False
+    open_split(folder, split)
+    return split == "test"
+
+
+def keep(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a result into a file of results by split, and return it with the time.
+
+    What the file holds of other splits stays; a file that cannot be read is begun anew.
+    """
+    dated = {**result, "time": _now()}
+    kept = {**_results(path), result["split"]: dated}
+    text = json.dumps({"schema_version": 1, "splits": kept}, indent=1, allow_nan=False) + "\n"
+    storage.write_text(str(path), text)
+    return dated
+
+
+def _results(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """Add an evaluation to the bundle's list and return it with the time."""
     kept, dated = _read(folder), {**result, "time": _now()}

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from aiornot.config import InputError
 from aiornot.data import images
-from aiornot.delivery.bundle import Bundle
-from aiornot.training import augment
+from aiornot.delivery.bundle import Bundle, forward
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What is taken from a folder; a file that is named is read whatever it is called."""
@@ -148,14 +146,8 @@ def _judge(
             yield _verdict(bundle, file, next(logits))
 
 
-@torch.inference_mode()
 def _logits(bundle: Bundle, pixels: images.Pixels) -> np.ndarray:
-    """Return the logits (n,) of images (n, S, S, 3), in float32 as evaluation does."""
-    inputs = torch.from_numpy(pixels).to(bundle.device)
-    output: torch.Tensor = bundle.module(
-        augment.normalize(inputs, mean=bundle.mean, std=bundle.std)
-    )
-    return output.float().flatten().cpu().numpy()
+    return forward(bundle.module, pixels, mean=bundle.mean, std=bundle.std)
 
 
 def _failure(bundle: Bundle, file: Path, error: str) -> Prediction:

@@ -1,4 +1,4 @@
-"""The verbs of a delivered model: ``calibrate``, ``evaluate``, ``predict``."""
+"""The verbs of a delivered model: ``calibrate``, ``evaluate``, ``robustness``, ``predict``."""
 
 import json
 from pathlib import Path
@@ -30,11 +30,13 @@ def calibrate(
     """
     from aiornot import console
     from aiornot.delivery import bundle as bundles
-    from aiornot.delivery import manifest
+    from aiornot.delivery import manifest, robustness
 
     former = manifest.read(bundle)
     path = common.prepared(data, former["data"]["profile"])
     found = bundles.recalibrate(bundle, rule=rule, data=path, device=common.torch_device(device))
+    if (bundle / robustness.FILE).exists() and found["calibration"] != former["calibration"]:
+        console.say(f"{bundle / robustness.FILE} is of the former threshold: measure it again")
     if as_json:
         console.print_json({key: found[key] for key in ("calibration", "val")})
         return
@@ -102,6 +104,66 @@ def evaluate(
         interval = f"{low:.4f} - {high:.4f}" if low is not None else ""
         rows.append([name, "-" if value is None else f"{value:.4f}", interval])
     console.print_table(title, ["metric", "value", "95 % interval"], rows)
+
+
+def robustness(
+    bundle: BundleArgument,
+    data: DataOption = Path("data/prepared"),
+    split: Annotated[str, typer.Option(help="val, or test: it counts as opened then.")] = "val",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a delivered model holds up on images that were scaled, cropped, blurred, compressed.
+
+    Writes robustness.json into the bundle.
+
+    Example: aiornot robustness runs/fast/bundle --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.delivery import manifest
+    from aiornot.delivery import robustness as robust
+
+    path = common.prepared(data, manifest.read(bundle)["data"]["profile"])
+    place = common.torch_device(device)
+    with console.counting() as counter:
+        found = robust.measure(
+            bundle, data=path, split=split, device=place, progress=counter.update
+        )
+    if as_json:
+        console.print_json(found)
+        return
+    metrics = ("auroc", "balanced_accuracy@threshold", "fpr@threshold", "flip_rate")
+    conditions = [(row["name"], row) for row in found["tiers"]]
+    for curve, points in found["curves"].items():
+        conditions += [(f"{curve} {row['value']:g}", row) for row in points]
+    rows = [[name, *(_with_interval(row, key) for key in metrics)] for name, row in conditions]
+    count, rule = found["num_real"] + found["num_generated"], found["calibration"]["rule"]
+    title = f"{bundle}: {split}, {count} images, threshold by {rule}"
+    console.print_table(title, ["condition", *metrics], rows, caption=found["about"])
+    if found["generators"]:
+        tiers = list(found["generators"][0]["called_generated"])
+        console.print_table(
+            "called generated, by generator",
+            ["generator", "class", "images", *tiers],
+            [
+                [
+                    row["generator"],
+                    row["class"],
+                    str(row["num"]),
+                    *(_share(row["called_generated"][tier]) for tier in tiers),
+                ]
+                for row in found["generators"]
+            ],
+        )
+
+
+def _with_interval(row: dict[str, Any], metric: str) -> str:
+    return _share({"share": row["metrics"][metric], "interval": row["intervals"][metric]})
+
+
+def _share(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['share']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def predict(
