@@ -20,7 +20,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from aiornot import storage
 from aiornot.config import InputError
-from aiornot.data import audit, audit_page, census, demo, images, leak, splits, traits
+from aiornot.data import audit, audit_page, census, demo, images, leak, pages, splits, traits
 from aiornot.data.leak import FEATURES, LEAK_AUROC, Score
 from aiornot.data.traits import Traits
 from aiornot.data.verdict import verdict
@@ -533,7 +533,7 @@ def test_a_disk_that_fills_is_one_sentence(tmp_path, messy, monkeypatch):
 
 
 def test_an_audit_is_written_to_an_object_store(tmp_path, s3, messy):
-    audit_page.check_out("s3://bucket/audits")
+    pages.check_out("s3://bucket/audits")
     path = audit_page.write("s3://bucket/audits", messy["audit"])
     assert path == "s3://bucket/audits/audit.html"
     assert storage.read_text(path) == messy["page"]

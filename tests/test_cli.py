@@ -292,6 +292,9 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("show",),
         ("show", "nosuch"),
         ("evaluate", "nosuch"),
+        ("calibrate", "nosuch"),
+        ("robustness", "nosuch"),
+        ("errors", "nosuch"),
         ("predict", "nosuch", "image.jpg"),
         ("train", "--data", "prepared", "--device", "gpu7", *QUICK),
         ("tune", "demo", "--data", "prepared", "--trials", "explore=many"),
@@ -327,9 +330,17 @@ def test_a_train_run_is_shown_evaluated_and_predicts(here):
     other = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK, "--set", "seed=1")
     assert other.code == 2 and "seed was 0, is 1" in other.err
     assert json.loads(run_verb("show", "easy", "--json").out)[0]["state"] == "finished"
-    strict = run_verb("calibrate", "runs/easy/bundle", "--data", "prepared", "--rule", "fpr<=0")
+    data = ("--data", "prepared/full.h5")
+    strict = run_verb("calibrate", "runs/easy/bundle", *data, "--rule", "fpr<=0")
     assert strict.code == 0 and "fpr@threshold" in strict.out, strict.err
-    score = run_verb("evaluate", "runs/easy/bundle", "--data", "prepared/full.h5", "--json")
+    for split in ("val", "test"):
+        judged = run_verb("robustness", "runs/easy/bundle", *data, "--split", split)
+        assert judged.code == 0 and "jpeg_quality 30" in judged.out, judged.err
+        assert ("this opened the test split" in judged.err) == (split == "test")
+    listed = run_verb("errors", "runs/easy/bundle", *data, "--split", "test")
+    assert listed.out.strip().endswith("runs/easy/errors/errors.html"), listed.err
+    assert "this opened" not in listed.err and (here / "runs/easy/errors/errors.json").exists()
+    score = run_verb("evaluate", "runs/easy/bundle", *data, "--json")
     assert json.loads(score.out)["metrics"]["auroc"] > 0.9
     (here / "broken.jpg").write_text("not an image")
     failed = run_verb("predict", "runs/easy/bundle", "broken.jpg")

@@ -3,55 +3,21 @@
 ``aiornot audit SOURCE --out runs/audit`` writes ``audit.html`` and, beside it, ``audit.json``.
 """
 
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from aiornot import storage
-from aiornot.config import InputError
-from aiornot.data import audit_figures, markup
+from aiornot.data import audit_figures, markup, pages
 from aiornot.data.audit import Audit
 from aiornot.data.hdf5 import CLASSES
 from aiornot.data.markup import Html, code, join, paragraph, say, table, text
 
-PAGE, REPORT = "audit.html", "audit.json"
+NAME = "audit"
+"""Of both files."""
 
 MAX_BYTES = 3_000_000
 """Of the page, whatever the source: lists, texts and thumbnails are all bounded."""
 
 _Table = Mapping[str, Any]
-
-
-def check_out(out: str) -> None:
-    """Refuse a folder that cannot be written, before the work and not after it.
-
-    Raises:
-        InputError: It, or a folder above it, is a file or may not be written; or no such address.
-    """
-    try:
-        if storage.is_remote(out):
-            if out.startswith("hf://") or not out.partition("://")[2].strip("/"):
-                raise InputError(f"--out {out}: give a local folder, or s3://BUCKET/FOLDER")
-            storage.exists(out)  # refuses an address that is none
-            return
-        found = next(path for path in _upwards(out) if path.exists())
-    except OSError as error:
-        raise _unusable(out, error) from None
-    if not found.is_dir():
-        raise InputError(f"--out {out}: {found} is a file; give a folder")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {found} may not be written; give another folder")
-
-
-def _upwards(out: str) -> list[Path]:
-    path = Path(out).absolute()
-    return [path, *path.parents]
-
-
-def _unusable(out: str, error: OSError) -> InputError:
-    return InputError(f"--out {out}: {' '.join(str(error).split())}; give another folder")
 
 
 def write(out: str, audit: Audit) -> str:
@@ -67,14 +33,7 @@ def write(out: str, audit: Audit) -> str:
     Raises:
         InputError: They cannot be written there.
     """
-    shown = page(audit)
-    report = json.dumps(audit.report, indent=1, allow_nan=False) + "\n"
-    try:
-        storage.write_text(storage.join(out, REPORT), report)
-        storage.write_text(storage.join(out, PAGE), shown)
-    except OSError as error:
-        raise _unusable(out, error) from None
-    return storage.join(out, PAGE)
+    return pages.write(out, NAME, page=page(audit), report=audit.report)
 
 
 def page(audit: Audit) -> str:

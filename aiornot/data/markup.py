@@ -1,7 +1,7 @@
 """HTML in small pieces: escaped text, tables that scroll, bars and histograms, one style sheet.
 
-``data/audit_page.py`` builds its page from them. What is not ``Html`` has not been escaped yet, and
-mypy tells the two apart.
+``data/audit_page.py`` and ``delivery/errors_page.py`` build their pages from them. What is not
+``Html`` has not been escaped yet, and mypy tells the two apart.
 """
 
 import base64
@@ -63,6 +63,9 @@ td.wide { white-space: normal; min-width: 16rem; text-align: left; }
 .track i { position: absolute; inset: 0 auto 0 0; background: var(--dim); }
 .track i.over { background: var(--bad); }
 .track u { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--ink); }
+.track s { position: absolute; top: 40%; bottom: 40%; background: var(--ink); }
+.track.short { width: 5.5rem; }
+.tall { max-height: 24rem; overflow-y: auto; }
 i.real, .key.real::before { background: var(--real); }
 i.generated, .key.generated::before { background: var(--generated); }
 rect.real { fill: var(--real); } rect.generated { fill: var(--generated); }
@@ -151,6 +154,15 @@ def auroc_bar(value: float, *, threshold: float) -> Html:
     return Html(
         f'<span class=track><i{over} style="width:{width:.1f}%"></i>'
         f'<u style="left:{mark:.1f}%"></u></span>'
+    )
+
+
+def share_bar(share: float, *, interval: Sequence[float], word: str) -> Html:
+    """Draw a share of 0 to 1 of a class, with a line from end to end of its interval."""
+    low, high = interval
+    return Html(
+        f'<span class="track short"><i class={word} style="width:{100 * share:.1f}%"></i>'
+        f'<s style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></s></span>'
     )
 
 

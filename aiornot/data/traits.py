@@ -155,7 +155,7 @@ def look(data: bytes | None, *, with_thumbnail: bool = False) -> tuple[Traits, b
         hash=duplicates.perceptual_hash(pixels),
         grey=grey.tobytes(),
     )
-    return traits, _thumbnail(image) if with_thumbnail else None
+    return traits, thumbnail(image) if with_thumbnail else None
 
 
 def quality_of(table: tuple[int, ...]) -> int:
@@ -178,7 +178,8 @@ def _scaled_tables() -> npt.NDArray[np.int64]:
     return scaled.clip(1, 255)
 
 
-def _thumbnail(image: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
+    """Return an image as a small JPEG file, for a page."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()

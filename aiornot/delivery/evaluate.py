@@ -123,7 +123,7 @@ def open_split(folder: Path, split: str) -> int:
     if split == "val":
         return 0
     kept = _read(folder)
-    _write(folder, kept | {"test_opened": [*kept["test_opened"], _now()]})
+    _write(folder, kept | {"test_opened": [*kept["test_opened"], now()]})
     return len(kept["test_opened"])
 
 
@@ -149,7 +149,7 @@ def keep(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
     What the file holds of other splits stays; a file that cannot be read is begun anew.
     """
-    dated = {**result, "time": _now()}
+    dated = {**result, "time": now()}
     kept = {**_results(path), result["split"]: dated}
     text = json.dumps({"schema_version": 1, "splits": kept}, indent=1, allow_nan=False) + "\n"
     storage.write_text(str(path), text)
@@ -165,7 +165,7 @@ def _results(path: Path) -> dict[str, Any]:
 
 def record(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """Add an evaluation to the bundle's list and return it with the time."""
-    kept, dated = _read(folder), {**result, "time": _now()}
+    kept, dated = _read(folder), {**result, "time": now()}
     _write(folder, kept | {"evaluations": [*kept["evaluations"], dated]})
     return dated
 
@@ -216,5 +216,5 @@ def _write(folder: Path, kept: Mapping[str, Any]) -> None:
     storage.write_text(str(folder / EVALUATIONS), text)
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

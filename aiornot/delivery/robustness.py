@@ -65,8 +65,8 @@ def measure(
         progress: Called as the work proceeds.
 
     Returns:
-        ``tiers`` and ``curves``, each condition with ``METRICS`` and their 95 % intervals, and the
-        ``generators``, where the source told them.
+        ``tiers`` and ``curves``, each condition with ``METRICS`` and their 95 % intervals, the
+        ``generators``, where the source told them, and whether this ``opened`` the test split.
 
     Raises:
         InputError: Not a bundle, or data that the model cannot be fairly scored on.
@@ -74,7 +74,7 @@ def measure(
     bundle, attributes = bundles.load(folder, device=device), hdf5.attributes(data)
     bundles.check_scorable(bundle, attributes, data=data)
     labels = hdf5.read_labels(data, split) == 1
-    evaluate.open_once(folder, split)
+    opened = evaluate.open_once(folder, split)
     wanted = _conditions(bundle.size)
     pixels = hdf5.map_images(data, split)
     logits = {}
@@ -86,6 +86,7 @@ def measure(
     found = _measured(bundle, logits, labels, clusters)
     result = {
         "split": split,
+        "opened": opened,
         **evaluate.about_images(labels, clusters),
         "about": ABOUT,
         "model": bundle.name,

@@ -79,9 +79,9 @@ def audit(
     """
     from aiornot import console
     from aiornot.data import audit as auditing
-    from aiornot.data import audit_page
+    from aiornot.data import audit_page, pages
 
-    audit_page.check_out(out)
+    pages.check_out(out)
     with console.counting() as counter:
         found = auditing.measure(source, with_images=images, seed=seed, progress=counter.update)
     path = audit_page.write(out, found)

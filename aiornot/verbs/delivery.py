@@ -129,6 +129,7 @@ def robustness(
         found = robust.measure(
             bundle, data=path, split=split, device=place, progress=counter.update
         )
+    _say_opened(found)
     if as_json:
         console.print_json(found)
         return
@@ -164,6 +165,65 @@ def _with_interval(row: dict[str, Any], metric: str) -> str:
 def _share(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     return f"{found['share']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _say_opened(result: dict[str, Any]) -> None:
+    from aiornot import console
+
+    if result["opened"]:
+        console.say("this opened the test split: whatever is chosen from now on has seen it")
+
+
+def errors(
+    bundle: BundleArgument,
+    data: DataOption = Path("data/prepared"),
+    split: Annotated[str, typer.Option(help="val, or test: it counts as opened then.")] = "val",
+    source: Annotated[
+        str | None,
+        typer.Option(help="The parquet it was prepared from: slices by size, format, quality."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the page; errors, beside the bundle.")
+    ] = None,
+    with_images: Annotated[
+        bool, typer.Option("--with-images", help="Show the images: mind the terms of the data.")
+    ] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a delivered model gets wrong, false positives first, and on which images it errs.
+
+    Writes errors.html, one page that needs no other file, and errors.json.
+
+    Example: aiornot errors runs/fast/bundle --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.data import pages
+    from aiornot.delivery import errors as erring
+    from aiornot.delivery import errors_page, manifest
+
+    folder = out or str(bundle.absolute().parent / errors_page.NAME)
+    path = common.prepared(data, manifest.read(bundle)["data"]["profile"])
+    pages.check_out(folder)
+    with console.counting() as counter:
+        found = erring.measure(
+            bundle,
+            data=path,
+            split=split,
+            device=common.torch_device(device),
+            source=source,
+            with_images=with_images,
+            progress=counter.update,
+        )
+    _say_opened(found.report)
+    written = errors_page.write(folder, found)
+    for kind, (heading, word) in errors_page.KINDS.items():
+        count = found.report[kind]
+        console.say(f"{heading.lower()}: {count['errors']} of {count['images']} {word}")
+    if as_json:
+        console.print_json(found.report)
+    else:
+        print(written)
 
 
 def predict(
