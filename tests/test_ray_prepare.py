@@ -27,7 +27,7 @@ from PIL import Image
 
 from aiornot import ray_session
 from aiornot.config import InputError, WorkError
-from aiornot.data import demo, duplicates, hdf5, images, layout, shards, splits
+from aiornot.data import demo, duplicates, hdf5, images, layout, shards, slices, splits
 from aiornot.data.journal import Journal
 from aiornot.data.layout import Profile
 from aiornot.data.ray_prepare import Summary, prepare
@@ -64,6 +64,7 @@ def write(
     *,
     pictures: Sequence[bytes | None] = PICTURES,
     labels: Sequence[int] = LABELS,
+    kinds: Sequence[str] | None = None,
     cuts: Sequence[int] = (25,),
     group: int = 6,
 ) -> str:
@@ -75,6 +76,8 @@ def write(
         contents = [{"bytes": content, "path": None} for content in pictures[start:stop]]
         ids = [f"row-{row}" for row in range(start, stop)]
         columns = {"id": ids, "image": pa.array(contents, TYPE), "label": labels[start:stop]}
+        if kinds is not None:
+            columns["generator"] = kinds[start:stop]
         pq.write_table(pa.table(columns), folder / f"{number}.parquet", row_group_size=group)
     return str(folder)
 
@@ -223,6 +226,23 @@ def test_near_duplicates_stay_in_one_split_and_are_listed(out, tmp_path):
         assert (np.equal.outer(clusters, clusters) == np.equal.outer(expected, expected)).all()
     (out / "tiny.splits.json").write_text(json.dumps(found | {"digest": "of another file"}))
     assert layout.read_clusters(summary.path, "val") is None
+
+
+def test_a_generator_is_held_out_of_train_and_val(out, tmp_path):
+    """Also a row that moves to test only when the near-duplicates are known, and back."""
+    kinds = ["camera" if not label else "ab"[row % 4 == 1] for row, label in enumerate(LABELS)]
+    source = write(tmp_path / "source", pictures=NEARLY, kinds=kinds)
+    left_out = np.array(kinds) == "b"
+    plan = splits.thin(splits.plan(LABELS, clusters=TOGETHER), LABELS, left_out=left_out)
+    for folder in (out, out):  # with the hashes unknown, then known
+        summary = prepare(source, folder, PROFILE, hold_out="b")
+        check(summary.path, plan, NEARLY)
+        told = {split: slices.generators(summary.path, split) for split in splits.SPLITS}
+        assert "b" in told["test"] and "b" not in told["train"] + told["val"]
+        assert told["test"] == [kinds[row] for row in plan["test"]]
+        summary.path.unlink()
+    with pytest.raises(InputError, match="--hold-out c: .*there is a, b"):
+        prepare(source, out, PROFILE, hold_out="c")
 
 
 def digest_of(plan: splits.Plan) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 
 from aiornot.config import InputError
-from aiornot.data.splits import SPLITS, digest, folds, plan
+from aiornot.data.splits import SPLITS, digest, folds, plan, thin
 
 
 def some_labels(rows=1000, share=0.4, seed=7):
@@ -206,3 +206,18 @@ def test_a_limit_that_empties_a_split_says_raise_it():
 def test_clusters_that_empty_a_split_say_so():
     with pytest.raises(InputError, match="once duplicates are kept together"):
         plan(some_labels(), clusters=np.zeros(1000, dtype=int))
+
+
+def test_rows_are_left_out_of_train_and_val_and_prefixes_stay_balanced():
+    labels = some_labels()
+    left_out = (labels == 1) & (np.arange(len(labels)) % 3 == 0)
+    whole = plan(labels)
+    thinned = thin(whole, labels, left_out=left_out)
+    np.testing.assert_array_equal(thinned["test"], whole["test"])
+    for split in ("train", "val"):
+        rows = thinned[split]
+        assert set(rows) == set(whole[split][~left_out[whole[split]]])
+        counts, share = np.cumsum(labels[rows]), labels[rows].mean()
+        assert np.abs(counts - share * np.arange(1, len(rows) + 1)).max() <= 1
+    with pytest.raises(InputError, match="one class only"):
+        thin(whole, labels, left_out=labels == 1)

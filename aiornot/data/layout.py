@@ -90,10 +90,17 @@ class Layout:
 
 
 def settings_of(
-    rows: shards.Rows, profile: Profile, *, seed: int, near_duplicates: int | None
+    rows: shards.Rows,
+    profile: Profile,
+    *,
+    seed: int,
+    near_duplicates: int | None,
+    hold_out: str | None = None,
 ) -> str:
     """Return all that decides the content of a file, as text: equal if and only if it is."""
     values = dataclasses.asdict(profile) | {"seed": seed, "near_duplicates": near_duplicates}
+    if hold_out is not None:  # files that were prepared before know no such word
+        values |= {"hold_out": hold_out}
     return json.dumps(values | {"fingerprint": rows.fingerprint}, sort_keys=True)
 
 

@@ -85,7 +85,8 @@ figure { margin: 0; }
 .samples .real img { border-color: var(--real); }
 .samples .generated img { border-color: var(--generated); }
 .samples figcaption { font-size: .72rem; line-height: 1.25; padding-top: .2rem; }
-@media (max-width: 34rem) { .bars, .track { width: 4.5rem; } th, td { padding-right: .55rem; } }
+@media (max-width: 34rem) { .bars, .track { width: 4.5rem; } .track.short { width: 2.6rem; }
+  th, td { padding-right: .55rem; } }
 """
 
 

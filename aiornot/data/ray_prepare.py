@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aiornot import ray_session, storage
 from aiornot.config import InputError
 from aiornot.data import duplicates, hdf5, layout, ray_decode, shards, slices, splits
@@ -46,6 +48,7 @@ def prepare(
     *,
     seed: int = 0,
     near_duplicates: int | None = duplicates.DISTANCE,
+    hold_out: str | None = None,
     max_rejected: float = 0.01,
     num_cpus: int | None = None,
     progress: shards.Progress = lambda what, done, total: None,
@@ -65,6 +68,8 @@ def prepare(
         seed: Of the splits and of the order within them.
         near_duplicates: Bits of 128 in which the perceptual hashes of two rows may differ to be
             kept in one split; None keeps equal files together only.
+        hold_out: A generator whose images stay out of train and val, to see on test how a model
+            fares with one that it does not know.
         max_rejected: Share of rows that may fail to decode.
         num_cpus: Cores to use on this machine.
         progress: Called as the work proceeds.
@@ -76,7 +81,10 @@ def prepare(
     """
     _check_arguments(out, seed, max_rejected, near_duplicates)
     rows = shards.read_rows(source, progress=progress)
-    settings = layout.settings_of(rows, profile, seed=seed, near_duplicates=near_duplicates)
+    left_out = None if hold_out is None else slices.made_by(rows, hold_out)
+    settings = layout.settings_of(
+        rows, profile, seed=seed, near_duplicates=near_duplicates, hold_out=hold_out
+    )
     path = out / f"{profile.name}.h5"
     if (found := _finished(path, settings)) is not None:
         slices.write(path, rows)
@@ -86,11 +94,12 @@ def prepare(
             f"{path} is damaged or was not made by 'aiornot prepare': delete it, or give another "
             "--out"
         )
-    job = _Job(source, path, rows, profile, settings, seed, near_duplicates, progress)
+    job = _Job(source, path, rows, profile, settings, seed, near_duplicates, left_out, progress)
     hashes = duplicates.read_hashes(job.hashes_path, rows.fingerprint)
     hashing = near_duplicates is not None and hashes is None
     clusters = job.clusters(hashes)
-    first = job.layout(clusters)
+    # A row that is left out of train may yet move to test, once the near-duplicates are known.
+    first = job.layout(clusters, whole=hashing)
     _make_folder(out)
     # The order of slots depends on whether the hashes were known; so does what may be continued.
     header = json.dumps({"settings": settings, "hashing": hashing})
@@ -123,6 +132,8 @@ class _Job:
     settings: str
     seed: int
     near_duplicates: int | None
+    left_out: np.ndarray | None
+    """(N,) true for the rows that train and val do without."""
     progress: shards.Progress
 
     @property
@@ -134,10 +145,13 @@ class _Job:
         known = [None] * len(self.rows.ids) if hashes is None else hashes
         return duplicates.clusters(self.rows.hashes, known, distance=self.near_duplicates)
 
-    def layout(self, clusters: splits.Rows) -> Layout:
+    def layout(self, clusters: splits.Rows, *, whole: bool = False) -> Layout:
+        """Return who stands where; ``whole``: also those that are to be left out."""
         limit = self.profile.limit
         try:
             plan = splits.plan(self.rows.labels, clusters=clusters, limit=limit, seed=self.seed)
+            if self.left_out is not None and not whole:
+                plan = splits.thin(plan, self.rows.labels, left_out=self.left_out)
         except InputError as error:
             raise InputError(f"{self.source}: {error}") from None
         return Layout(self.rows, plan, self.profile)

@@ -8,9 +8,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from aiornot import storage
+from aiornot.config import InputError
 from aiornot.data import hdf5, shards
 
 COLUMN = "generator"
@@ -50,6 +53,20 @@ def write(data: Path, rows: shards.Rows) -> bool:
 def read_column(rows: shards.Rows) -> list[str]:
     """Return the generator of every row of a source, empty where it does not tell."""
     return [name for block in rows.blocks for name in _names(block)]
+
+
+def made_by(rows: shards.Rows, generator: str) -> npt.NDArray[np.bool_]:
+    """Return (N,) true for the generated rows of a generator.
+
+    Raises:
+        InputError: There are none such.
+    """
+    names = np.where(rows.labels == 1, read_column(rows), "")
+    found = np.asarray(names == generator)
+    if not generator or not found.any():
+        known = ", ".join(sorted(set(names.tolist()) - {""})) or f"no column {COLUMN!r}"
+        raise InputError(f"--hold-out {generator}: no generated image is of it; there is {known}")
+    return found
 
 
 def _names(block: shards.Block) -> Iterator[str]:

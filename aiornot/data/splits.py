@@ -62,6 +62,29 @@ def plan(
     return result
 
 
+def thin(plan: Plan, labels: npt.ArrayLike, *, left_out: npt.NDArray[np.bool_]) -> Plan:
+    """Leave rows out of train and val, where a model learns or is chosen; test keeps them.
+
+    Args:
+        plan: Of ``plan``.
+        labels: (N,) 0 or 1.
+        left_out: (N,) true for the rows to leave out.
+
+    Returns:
+        The other rows in an order as ``plan`` gives it, balanced again.
+
+    Raises:
+        InputError: A class is gone.
+    """
+    checked, result = _check_labels(labels), dict(plan)
+    for split in ("train", "val"):
+        rows = plan[split][~left_out[plan[split]]]
+        if len(np.unique(checked[rows])) < 2:
+            raise InputError(f"split {split} would have images of one class only; hold out less")
+        result[split] = rows[_interleave(checked[rows])]
+    return result
+
+
 def folds(
     labels: npt.ArrayLike, *, clusters: npt.ArrayLike | None = None, seed: int = 0
 ) -> npt.NDArray[np.int8]:

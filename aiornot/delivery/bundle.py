@@ -434,9 +434,12 @@ def check_scorable(bundle: Bundle, attributes: Mapping[str, Any], *, data: Path)
         )
 
 
+_LEAVE_OUT = ("name", "limit", "hold_out")
+
+
 def _splits(settings: Any) -> Any:
-    """Return the settings that decide who is in which split: a limit only leaves rows out."""
+    """Return the settings that decide who is in which split; the others only leave rows out."""
     try:
-        return {k: v for k, v in json.loads(settings).items() if k not in ("name", "limit")}
+        return {k: v for k, v in json.loads(settings).items() if k not in _LEAVE_OUT}
     except (TypeError, ValueError, AttributeError):
         return settings

@@ -52,8 +52,8 @@ def _head(report: _Table) -> Html:
     unsure = f"unsure from {band[0]:.3f} to below {band[1]:.3f}" if band else "never unsure"
     when = report["time"].replace("T", " ").replace("+00:00", " UTC")
     about = (
-        f"Model {report['model']}, threshold {calibration['threshold']:.3f} by the rule "
-        f"{calibration['rule']}, {unsure}; {when}"
+        f"{when}. Model {report['model']}, threshold {calibration['threshold']:.3f} by the rule "
+        f"{calibration['rule']}, {unsure}."
     )
     title = f"<h1>Errors on {say(report['split'])}</h1>"
     return Html(f"<header>{title}{shown}{paragraph(about, dim=True)}</header>")
@@ -127,13 +127,13 @@ def _slices(report: _Table) -> Html:
 
 def _tables(rows: Sequence[_Table]) -> Iterator[Html]:
     """Yield one table of a property for each class that has such images."""
-    for kind, (heading, word) in KINDS.items():
+    for kind, (_, word) in KINDS.items():
         counts = [(row["value"], row[kind]) for row in rows if row[kind]["images"]]
         cells = [
             [text(value), Html(f"{count['images']:,}"), Html(_rate(count)), _bar(count, word)]
             for value, count in counts
         ]
-        yield table([word, "images", f"{heading.partition(', ')[2]}, %", ""], cells)
+        yield table([word, "images", "wrong (95 % interval)", ""], cells)
 
 
 def _bar(count: _Table, word: str) -> Html:

@@ -5,6 +5,7 @@ Each prepared image is taken for a picture that someone passes on: it is damaged
 ``delivery/damage.py`` says, and comes back to the model's size as ``aiornot predict`` would do it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -103,8 +104,18 @@ def measure(
             {name: bundle.calibration.verdicts(logits[name]) for name in damage.tiers(bundle.size)},
             logits["clean"],
         ),
+        "held_out": _held_out(bundle),
     }
     return evaluate.keep(folder / FILE, result)
+
+
+def _held_out(bundle: Bundle) -> str | None:
+    """Return the generator that the model was not trained on, if one was kept from it."""
+    try:
+        settings = dict(json.loads(bundle.description["data"]["settings"]))
+    except (TypeError, ValueError):  # of a file that aiornot did not prepare
+        return None
+    return settings.get("hold_out")
 
 
 def _conditions(size: int) -> dict[str, Damage]:

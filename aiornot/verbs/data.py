@@ -110,6 +110,9 @@ def prepare(
     near_duplicates: Annotated[
         str, typer.Option(help="Bits of 128 in which hashes of one image may differ, or off.")
     ] = "10",
+    hold_out: Annotated[
+        str | None, typer.Option(help="Leave this generator's images out of train and val.")
+    ] = None,
     max_rejected: Annotated[float, typer.Option(help="Share of images that may be bad.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     as_json: JsonOption = False,
@@ -144,6 +147,7 @@ def prepare(
             wanted,
             seed=seed,
             near_duplicates=None if near_duplicates == "off" else int(near_duplicates),
+            hold_out=hold_out,
             max_rejected=max_rejected,
             progress=counter.update,
         )

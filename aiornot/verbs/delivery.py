@@ -148,7 +148,7 @@ def robustness(
             ["generator", "class", "images", *tiers],
             [
                 [
-                    row["generator"],
+                    row["generator"] + " (held out)" * (row["generator"] == found["held_out"]),
                     row["class"],
                     str(row["num"]),
                     *(_share(row["called_generated"][tier]) for tier in tiers),
