@@ -292,7 +292,7 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("show",),
         ("show", "nosuch"),
         ("evaluate", "nosuch"),
-        ("calibrate", "nosuch"),
+        ("calibrate", "nosuch", "--rule", "balanced"),
         ("robustness", "nosuch"),
         ("errors", "nosuch"),
         ("predict", "nosuch", "image.jpg"),

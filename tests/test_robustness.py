@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from aiornot.config import InputError
 from aiornot.data import hdf5
-from aiornot.delivery import bundle, damage, evaluate, robustness
+from aiornot.delivery import bundle, damage, errors, evaluate, robustness
 from aiornot.delivery.damage import Damage
 
 
@@ -107,8 +107,10 @@ def test_what_cannot_be_scored_opens_nothing(copy, tmp_path, delivered):
     other = prepare(tmp_path / "other.h5", geometry="crop")
     with pytest.raises(InputError, match="geometry"):
         robustness.measure(copy, data=other, split="test", device=CPU)
-    with pytest.raises(InputError, match="use 'val' or 'test'"):
-        robustness.measure(copy, data=delivered.data, split="train", device=CPU)
+    for split in ("train", "nosuch"):
+        for room in (robustness, errors):
+            with pytest.raises(InputError, match="use 'val' or 'test'"):
+                room.measure(copy, data=delivered.data, split=split, device=CPU)
     assert sorted(path.name for path in copy.iterdir()) == [
         "bundle.json",
         "config.json",

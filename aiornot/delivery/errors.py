@@ -72,6 +72,7 @@ def measure(
     Raises:
         InputError: Not a bundle, data that it cannot be fairly scored on, or another source.
     """
+    evaluate.check_split(split)
     bundle, attributes = bundles.load(folder, device=device), hdf5.attributes(data)
     bundles.check_scorable(bundle, attributes, data=data)
     properties = _properties(data, split)

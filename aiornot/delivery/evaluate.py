@@ -106,6 +106,16 @@ def plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def check_split(split: str) -> None:
+    """Refuse all but ``val`` and ``test``.
+
+    Raises:
+        InputError: No such split, or ``train``.
+    """
+    if split not in SPLITS or split == "train":
+        raise InputError(f"split {split!r} cannot be evaluated: use 'val' or 'test'")
+
+
 def open_split(folder: Path, split: str) -> int:
     """Return how often a split was opened before, and count this opening of ``test``.
 
@@ -118,8 +128,7 @@ def open_split(folder: Path, split: str) -> int:
     Raises:
         InputError: No such split, ``train``, or a damaged ``evaluations.json``.
     """
-    if split not in SPLITS or split == "train":
-        raise InputError(f"split {split!r} cannot be evaluated: use 'val' or 'test'")
+    check_split(split)
     if split == "val":
         return 0
     kept = _read(folder)

@@ -72,6 +72,7 @@ def measure(
     Raises:
         InputError: Not a bundle, or data that the model cannot be fairly scored on.
     """
+    evaluate.check_split(split)
     bundle, attributes = bundles.load(folder, device=device), hdf5.attributes(data)
     bundles.check_scorable(bundle, attributes, data=data)
     labels = hdf5.read_labels(data, split) == 1

@@ -1,4 +1,4 @@
-"""The verbs of a delivered model: ``calibrate``, ``evaluate``, ``robustness``, ``predict``."""
+"""The verbs of a delivered model: to calibrate, judge and use it, ``predict`` being the last."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="Folder of a delivered mode
 
 def calibrate(
     bundle: BundleArgument,
-    rule: Annotated[
-        str, typer.Option(help='balanced, "fpr<=0.01", "fnr<=0.01" or cost:FP=5.')
-    ] = "balanced",
+    rule: Annotated[str, typer.Option(help='balanced, "fpr<=0.01", "fnr<=0.01" or cost:FP=5.')],
     data: DataOption = Path("data/prepared"),
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
