@@ -70,8 +70,8 @@ def evaluation(
     return {
         "split": split,
         **about_images(labels, clusters),
-        "metrics": {name: plain(value) for name, value in metrics.items()},
-        "intervals": {name: [plain(end) for end in ends] for name, ends in intervals.items()},
+        "metrics": {name: _plain(value) for name, value in metrics.items()},
+        "intervals": {name: [_plain(end) for end in ends] for name, ends in intervals.items()},
         "calibration": calibration.to_dict(),
         "data": about_data(attributes),
     }
@@ -101,7 +101,7 @@ def about_data(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"source_note": note}
 
 
-def plain(value: float) -> float | None:
+def _plain(value: float) -> float | None:
     """Return None for what JSON cannot hold."""
     return value if math.isfinite(value) else None
 
