@@ -119,8 +119,9 @@ def _slices(report: _Table) -> Html:
         for name, rows in report["slices"].items()
     ]
     why = paragraph(
-        "Where a bar's line, the 95 % interval, lies to the right of others, this kind of images "
-        "is judged worse; lines that overlap may be chance."
+        "The share of wrong verdicts, with its 95 % interval, the line in a bar. Where a line lies "
+        "to the right of others, this kind of images is judged worse; lines that overlap may be "
+        "chance."
     )
     return join([Html("<h2>On which images it errs</h2>"), why, *parts])
 
@@ -133,7 +134,7 @@ def _tables(rows: Sequence[_Table]) -> Iterator[Html]:
             [text(value), Html(f"{count['images']:,}"), Html(_rate(count)), _bar(count, word)]
             for value, count in counts
         ]
-        yield table([word, "images", "wrong (95 % interval)", ""], cells)
+        yield table([word, "images", "wrong", ""], cells)
 
 
 def _bar(count: _Table, word: str) -> Html:
