@@ -29,6 +29,8 @@ VERBS = (
     "show",
     "calibrate",
     "evaluate",
+    "robustness",
+    "errors",
     "predict",
 )
 QUICK = (
