@@ -298,6 +298,17 @@ def test_a_jpeg_gives_no_more_pixels_than_its_checked_header_said():
         assert _jpeg(checked, JPEG).shape == (3, 5, 3)
 
 
+def test_a_jpeg_of_too_many_scans_is_refused_and_one_in_its_tail_does_not_count():
+    stream = io.BytesIO()
+    Image.new("RGB", (50, 50)).save(stream, "JPEG", progressive=True)
+    whole = stream.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ValueError, match="more than the 1000 scans allowed"):
+        decode(whole[:-2] + scan * 1000 + whole[-2:])
+    assert np.array_equal(decode(whole[:-2] + scan * 50 + whole[-2:]), decode(whole))
+    assert np.array_equal(decode(whole + scan * 1000), decode(whole))  # as a phone's film would be
+
+
 def test_below_the_bound_pillow_neither_warns_nor_is_changed():
     side = 9_500  # 90 megapixels: above Pillow's warning, below our bound
     assert Image.MAX_IMAGE_PIXELS < side * side < MAX_PIXELS

@@ -5,6 +5,7 @@
 
 import dataclasses
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -22,6 +23,11 @@ Resample = Literal["bicubic", "fast"]
 
 # 100 megapixels decode to 300 MB. Larger than any camera's photo, smaller than a worker's memory.
 MAX_PIXELS = 100_000_000
+
+# A scan of a progressive JPEG passes over all pixels again: thousands of them, a few bytes each,
+# would keep a core busy for hours. Encoders write about ten. This many are allowed of the largest
+# image, and more of smaller ones.
+MAX_SCANS = 20
 
 # Only these: Pillow knows forty more, some of which start other programs (EPS runs Ghostscript)
 # or have no signature to be known by (TGA).
@@ -113,6 +119,8 @@ def _opened(
     try:
         with _open(data, name) as image:
             _check_size(image, max_pixels)
+            if name == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+                _check_scans(data, image)
             yield image, data, name
     # On strangers' bytes Pillow raises SyntaxError, struct.error, IndexError, OSError and more.
     except Exception as error:
@@ -198,6 +206,21 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
     if not width * height:
         raise ValueError(f"{width} x {height} pixels, nothing to see")
+
+
+# Within a scan, 0xFF stands before 0x00 or a restart marker only.
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+
+
+def _check_scans(data: bytes, image: Image.Image) -> None:
+    """Walk from marker to marker to the end of the image: what lies behind it may hold anything."""
+    allowed = MAX_SCANS * MAX_PIXELS // max(image.width * image.height, MAX_PIXELS // 50)
+    place, scans = 2, 0
+    while (found := _MARKER.search(data, place)) and found[1] != b"\xd9":
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        scans += found[1] == b"\xda"
+        if scans > allowed:
+            raise ValueError(f"more than the {allowed} scans allowed")
 
 
 def _rgb(image: ImageFile.ImageFile, data: bytes) -> Pixels:
