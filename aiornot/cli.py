@@ -26,8 +26,7 @@ app.command()(tuning.tune)
 app.command()(tuning.show)
 app.command()(delivery.calibrate)
 app.command()(delivery.evaluate)
-app.command()(delivery.robustness)
-app.command()(delivery.errors)
+app.command()(delivery.verify)
 app.command()(delivery.predict)
 
 _INTERRUPTED = 130

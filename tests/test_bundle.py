@@ -14,6 +14,8 @@ from aiornot.data import hdf5
 from aiornot.delivery import bundle, evaluate
 from aiornot.training import augment
 
+FILES = ("README.md", "bundle.json", "config.json", "model.safetensors")
+
 
 @pytest.fixture
 def copy(delivered, tmp_path):
@@ -33,7 +35,7 @@ def images_of(data, loaded):
 def test_a_bundle_says_what_it_is(delivered):
     said = json.loads((delivered.folder / "bundle.json").read_text())
     files = {path.name for path in delivered.folder.iterdir()}
-    assert files == {"model.safetensors", "config.json", "bundle.json"}
+    assert files == {*FILES, "SHA256SUMS"}
     assert said["classes"] == ["real", "generated"]
     assert said["lineage"] == {"stage": "test", "seed": 0}
     assert said["data"]["fingerprint"] == "f0"
@@ -94,7 +96,7 @@ def test_an_equal_bundle_is_left_alone(copy, delivered):
     assert (copy / "bundle.json").stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "bundle.json"])
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
 def test_an_equal_bundle_with_a_damaged_file_is_mended(copy, delivered, name):
     (copy / name).write_bytes(b"short")
     write(delivered, copy)

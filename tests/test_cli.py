@@ -20,18 +20,8 @@ from aiornot import cli, console
 from aiornot.data import demo
 
 VERBS = (
-    "demo-data",
-    "audit",
-    "prepare",
-    "train",
-    "probe",
-    "tune",
-    "show",
-    "calibrate",
-    "evaluate",
-    "robustness",
-    "errors",
-    "predict",
+    *("demo-data", "audit", "prepare", "train", "probe", "tune", "show"),
+    *("evaluate", "verify", "predict"),
 )
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
@@ -294,9 +284,7 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("show",),
         ("show", "nosuch"),
         ("evaluate", "nosuch"),
-        ("calibrate", "nosuch", "--rule", "balanced"),
-        ("robustness", "nosuch"),
-        ("errors", "nosuch"),
+        ("verify", "nosuch"),
         ("predict", "nosuch", "image.jpg"),
         ("train", "--data", "prepared", "--device", "gpu7", *QUICK),
         ("tune", "demo", "--data", "prepared", "--trials", "explore=many"),

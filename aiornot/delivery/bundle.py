@@ -23,15 +23,12 @@ from torch import nn
 import aiornot
 from aiornot import storage
 from aiornot.config import InputError, TrainConfig
-from aiornot.data import hdf5, layout
+from aiornot.data import hdf5
 from aiornot.data.images import Geometry, Pixels, Resample
-from aiornot.delivery import evaluate, manifest
-from aiornot.delivery.calibrate import DEFAULT_RULE, Calibration, calibrate, check_rule
+from aiornot.delivery import card, evaluate, manifest, specimens
+from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
 from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
 from aiornot.training import augment, loader, loop, model, snapshot
-
-CONFIG = "config.json"
-"""What timm reads beside the weights; this name and that of the weights are timm's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ def _fill(
     choose_rule: Callable[[str], str],
     lineage: Mapping[str, Any],
 ) -> None:
-    """Write the three files into an empty folder; no time in them, so that equal is equal."""
+    """Write all files into an empty folder; no time in them, so that equal is equal."""
     attributes = hdf5.attributes(data)
     config, prepared = TrainConfig.from_dict(trained["config"]), _preprocessing(trained)
     module = _build(config, size=prepared["size"], weights=checkpoint / snapshot.WEIGHTS)
@@ -148,6 +145,7 @@ def _fill(
         "config": config.to_dict(),
         "lineage": dict(lineage),
         "data": evaluate.about_data(attributes),
+        "specimens": _of_specimens(module, prepared["size"], mean=mean, std=std),
         "versions": _versions(),
         "sha256": weights,
     }
@@ -180,6 +178,8 @@ def _rule_of(folder: Path, weights: str) -> str | None:
 def _write_description(folder: Path, description: Mapping[str, Any]) -> None:
     text = json.dumps(description, indent=1, allow_nan=False) + "\n"
     storage.write_text(str(folder / DESCRIPTION), text)
+    card.write(folder)
+    manifest.write_sums(folder)
 
 
 def _preprocessing(trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,6 +226,15 @@ def _score(
         module, images, batch_size=loop.EVAL_BATCH * config.batch_size, mean=mean, std=std
     )
     return logits.cpu().numpy(), images.labels.cpu().numpy()
+
+
+def _of_specimens(
+    module: nn.Module, size: int, *, mean: torch.Tensor, std: torch.Tensor
+) -> dict[str, Any]:
+    """Return what another machine must get for the same made-up images."""
+    pixels = specimens.make(size)
+    logits = forward(module, pixels, mean=mean, std=std)
+    return {"sha256": specimens.digest(pixels), "logits": logits.tolist()}
 
 
 @torch.inference_mode()
@@ -293,7 +302,7 @@ def _check_trained_on(
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    names = [WEIGHTS, CONFIG, DESCRIPTION]
+    names = sorted(path.name for path in other.iterdir())
     return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
@@ -348,38 +357,6 @@ def score(bundle: Bundle, *, data: Path, split: str) -> tuple[np.ndarray, np.nda
     """Return logits (N,) and labels (N,) of a split, computed on the bundle's device."""
     config = TrainConfig.from_dict(bundle.description["config"])
     return _score(bundle.module, config, mean=bundle.mean, std=bundle.std, data=data, split=split)
-
-
-def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) -> dict[str, Any]:
-    """Choose the threshold of a bundle anew, from the val split that it was calibrated on.
-
-    Nothing but ``calibration`` and ``val`` of ``bundle.json`` changes. Recorded evaluations stay,
-    each with the calibration that it was made with.
-
-    Args:
-        folder: The bundle.
-        rule: See ``calibrate.RULES``.
-        data: The prepared file that the model was trained on.
-        device: Where to compute the logits of val.
-
-    Returns:
-        The new description.
-
-    Raises:
-        InputError: An unknown rule, not a bundle, or other data.
-    """
-    check_rule(rule)
-    bundle, attributes = load(folder, device=device), hdf5.attributes(data)
-    check_scorable(bundle, attributes, data=data)
-    if evaluate.about_data(attributes) != bundle.description["data"]:
-        raise InputError(
-            f"{data} is not the file that the model was trained on; only the val split of that one "
-            "may choose a threshold, give it as --data"
-        )
-    logits, labels = score(bundle, data=data, split="val")
-    description = bundle.description | _calibrated(logits, labels, rule=rule, data=data)
-    _write_description(folder, description)
-    return description
 
 
 def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device) -> dict[str, Any]:

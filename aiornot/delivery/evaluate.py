@@ -212,6 +212,8 @@ def _read(folder: Path) -> dict[str, list[Any]]:
         return {"test_opened": [], "evaluations": []}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in kept:  # files of older versions have none
+            kept = manifest.read_sealed(path)
         return {"test_opened": list(kept["test_opened"]), "evaluations": list(kept["evaluations"])}
     except (ValueError, KeyError, TypeError) as error:
         # Starting afresh would forget that the test split was opened.
@@ -221,8 +223,7 @@ def _read(folder: Path) -> dict[str, list[Any]]:
 
 
 def _write(folder: Path, kept: Mapping[str, Any]) -> None:
-    text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
-    storage.write_text(str(folder / EVALUATIONS), text)
+    storage.write_text(str(folder / EVALUATIONS), manifest.sealed(kept))
 
 
 def now() -> str:

@@ -1,19 +1,30 @@
-"""``bundle.json``: what a delivered model says of itself, read without loading the model.
+"""``bundle.json`` and the hashes of a bundle's files, read without loading the model.
 
-``aiornot evaluate BUNDLE`` looks here for the data profile and for what is recorded already.
+``aiornot evaluate BUNDLE`` looks here for the data profile and for what is recorded already,
+``aiornot verify BUNDLE`` for the hash of every file.
 """
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aiornot import storage
 from aiornot.config import InputError
 
 SCHEMA_VERSION = 2
 
 DESCRIPTION = "bundle.json"
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+"""What timm reads beside the weights; this name and that of the weights are timm's."""
+CARD = "README.md"
+SUMS = "SHA256SUMS"
+"""The hash of every other file but the records, as ``sha256sum --check`` reads it."""
+RECORDS = ("evaluations.json",)
+"""Files that grow after delivery. Each holds its own hash, see ``sealed``."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -46,6 +57,11 @@ def read_json(path: Path, *, why: str) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}); copy the folder again") from None
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all files of a bundle, for a machine that does not see the folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
 def check_weights(folder: Path, expected: str) -> None:
     """Refuse weights that are not those of the description.
 
@@ -67,3 +83,86 @@ def sha256(path: Path) -> str:
     """Return the hash of a file in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Write the hashes of all files; call it again after any of them was rewritten."""
+    text = "".join(f"{sha256(folder / name)}  {name}\n" for name in _listable(folder))
+    storage.write_text(str(folder / SUMS), text)
+
+
+def check_sums(folder: Path) -> dict[str, str]:
+    """Compare every file with its hash, and return the hashes by name.
+
+    Raises:
+        InputError: One byte of any file differs, a file is missing, or there are no hashes.
+    """
+    listed = _read_sums(folder)
+    for name, expected in listed.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing; copy the whole bundle again")
+        if (found := sha256(folder / name)) != expected:
+            raise InputError(
+                f"{folder / name} was changed: its SHA-256 is {found[:12]}..., {SUMS} says "
+                f"{expected[:12]}...; copy the bundle again"
+            )
+    for name in RECORDS:
+        if (folder / name).exists():
+            read_sealed(folder / name)
+    return listed
+
+
+def unlisted(folder: Path) -> list[str]:
+    """Return the files in a bundle that no hash speaks for."""
+    return sorted(set(_listable(folder)) - set(_read_sums(folder)))
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    path = folder / SUMS
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no {SUMS}: it is incomplete or was delivered before there was one; copy "
+            "the whole bundle again or deliver the checkpoint again"
+        )
+    text = path.read_bytes().decode("ascii", errors="replace")
+    found = re.findall(r"([0-9a-f]{64})  ([^\n/]+)\n", text)
+    needed = {CARD, DESCRIPTION, CONFIG, WEIGHTS}
+    # Written again it must be the same to the byte, or one of its bytes was changed.
+    again = "".join(f"{digest}  {name}\n" for digest, name in found)
+    if again != text or not needed <= {name for _, name in found}:
+        raise InputError(f"{path} is damaged; copy the bundle again")
+    return {name: digest for digest, name in found}
+
+
+def _listable(folder: Path) -> list[str]:
+    kept = {SUMS, *RECORDS}
+    return sorted(
+        file.name for file in folder.iterdir() if file.is_file() and file.name not in kept
+    )
+
+
+def sealed(values: Mapping[str, Any]) -> str:
+    """Return values as a JSON text that holds its own hash, for files that grow."""
+    digest = hashlib.sha256(_rendered(values).encode()).hexdigest()
+    return _rendered({**values, "sha256": digest})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return the values of a sealed file.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        text = path.read_bytes().decode()
+        values = dict(json.loads(text))
+        digest = values.pop("sha256", None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from None
+    if digest is None or sealed(values) != text:
+        raise InputError(f"{path} was changed: its SHA-256 is another; restore it from a copy")
+    return values
+
+
+def _rendered(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
