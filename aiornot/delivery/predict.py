@@ -1,22 +1,26 @@
 """Image files and folders -> calibrated probabilities, one plain record per image.
 
-``aiornot predict models/detector photos/`` prints them as JSON lines.
+``aiornot predict models/detector photos/`` prints them. ``answers`` is what this room and
+``ray_predict.py`` share: bytes in, a probability or a reason out.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
+from rich import markup
 
 from aiornot.config import InputError
 from aiornot.data import images
-from aiornot.delivery.bundle import Bundle, forward
+from aiornot.delivery import bundle as bundles
+from aiornot.delivery.bundle import Bundle
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What is taken from a folder; a file that is named is read whatever it is called."""
@@ -24,7 +28,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_BYTES = 200_000_000
 """Largest file that is read."""
 
-_NUM_THREADS = 4  # each may hold an image of 300 MB while it decodes
+NUM_THREADS = 4
+"""Each may hold an image of 300 MB while it decodes."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""``Path("http://x")`` is "http:/x". Two letters at least: "c:/photos" is a path on Windows."""
+
+_Source = TypeVar("_Source")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +46,9 @@ class Prediction:
     """Calibrated, that the image is generated."""
     label: str | None = None
     """``generated`` from the threshold on, else ``real``."""
+    unsure: bool | None = None
+    """Whether the probability lies where the model should not be believed; None without such a
+    band."""
     threshold: float
     model: str
     """Start of the hash of the weights."""
@@ -51,43 +64,74 @@ class Prediction:
 def predict(bundle: Bundle, paths: Iterable[Path], *, batch_size: int = 32) -> Iterator[Prediction]:
     """Predict image files, in the order given; a folder stands for all images below it, sorted.
 
-    Every path is looked up before the first image is read. A file that cannot be decoded gives a
-    prediction with an ``error`` and stops nothing.
+    Every path is looked up before the first image is read.
 
     Args:
         bundle: From ``bundle.load``.
         paths: Files and folders.
-        batch_size: Images per forward pass; it changes speed and memory only.
+        batch_size: As ``predict_files``.
 
     Raises:
         InputError: A path that does not exist, a URL, or a folder without images.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
-    return _predict(bundle, find(paths), batch_size)
+    return predict_files(bundle, find(paths), batch_size=batch_size)
 
 
-def find(paths: Iterable[Path]) -> list[Path]:
+def predict_files(
+    bundle: Bundle, files: Iterable[Path], *, batch_size: int = 32
+) -> Iterator[Prediction]:
+    """Predict each file; one that cannot be read or decoded gives an ``error`` and stops nothing.
+
+    Args:
+        bundle: From ``bundle.load``.
+        files: From ``find``.
+        batch_size: Images per forward pass; it changes speed and memory only.
+    """
+    found = answers(bundle, files, _bytes, batch_size=batch_size)
+    return (_prediction(bundle, file, answer) for file, answer in found)
+
+
+def find(paths: Iterable[Path], *, listed: Iterable[Path] = ()) -> list[Path]:
     """Return the files that paths name: files as they are, folders with all images below them.
+
+    Args:
+        paths: Of which each must be there.
+        listed: More of them, from a long list: one that is not there is returned as it is, and
+            reading it will say so.
 
     Raises:
         InputError: As ``predict``.
     """
-    return [file for path in paths for file in _files_of(path)]
+    found = [file for path in paths for file in _files_of(path)]
+    return found + [file for path in listed for file in _listed_files(path)]
+
+
+def read_list(stream: IO[bytes]) -> list[Path]:
+    """Return the paths in a stream, one per line or, where it holds a NUL, one up to each NUL."""
+    text = stream.read()
+    names = text.split(b"\0" if b"\0" in text else b"\n")
+    return [Path(os.fsdecode(name)) for name in names if name.strip()]
 
 
 def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
+    # Not Path's own: it raises where a name is too long.
+    if os.path.isdir(path):
         found = sorted(_images_below(path))
         if not found:
             raise InputError(f"{path}: no images there ({' '.join(SUFFIXES)})")
         return found
-    if path.exists():
+    if os.path.lexists(path):
         return [path]
-    # Path("http://x") is "http:/x". Two letters at least: "c:/photos" is a path on Windows.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+    if _URL.match(str(path)):
         raise InputError(f"{path}: URLs are not fetched; download the image and give its file")
     raise InputError(f"{path}: no such file or folder")
+
+
+def _listed_files(path: Path) -> list[Path]:
+    try:
+        return _files_of(path)
+    except InputError:
+        return [path]
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
@@ -106,18 +150,69 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); mend its permissions")
 
 
-def _predict(bundle: Bundle, files: Sequence[Path], batch_size: int) -> Iterator[Prediction]:
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
-            decoded = list(pool.map(lambda file: _read(file, bundle), batch))
-            yield from _judge(bundle, batch, decoded)
+def answers(
+    bundle: Bundle,
+    sources: Iterable[_Source],
+    read: Callable[[_Source], bytes | None],
+    *,
+    batch_size: int,
+    num_threads: int = NUM_THREADS,
+) -> Iterator[tuple[_Source, float | str]]:
+    """Yield each source with its probability, or with what is wrong with it, in order.
+
+    The next batch is decoded while the model sees this one.
+
+    Args:
+        bundle: From ``bundle.load``.
+        sources: Whatever ``read`` takes; two batches of them are in memory.
+        read: Returns the bytes of an image file; called in several threads.
+        batch_size: Images per forward pass.
+        num_threads: How many images are decoded at once.
+
+    Raises:
+        InputError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+    return _answers(bundle, iter(sources), read, batch_size, num_threads)
 
 
-def _read(file: Path, bundle: Bundle) -> images.Pixels | str:
+def _answers(
+    bundle: Bundle,
+    sources: Iterator[_Source],
+    read: Callable[[_Source], bytes | None],
+    batch_size: int,
+    num_threads: int,
+) -> Iterator[tuple[_Source, float | str]]:
+    pool = ThreadPoolExecutor(num_threads)
+
+    def begin() -> list[tuple[_Source, Future[images.Pixels | str]]]:
+        batch = itertools.islice(sources, batch_size)
+        return [(source, pool.submit(_decode, source, read, bundle)) for source in batch]
+
+    try:
+        batch = begin()
+        while batch:
+            following = begin()
+            decoded = [future.result() for _, future in batch]
+            found = zip(batch, _probabilities(bundle, decoded), strict=True)
+            yield from ((source, answer) for (source, _), answer in found)
+            batch = following
+    finally:  # also where the caller stops early
+        pool.shutdown(cancel_futures=True)
+
+
+def read(bundle: Bundle, file: Path) -> images.Pixels | str:
+    """Return the pixels (S, S, 3) of a file as the model takes them, or what is wrong with it."""
+    return _decode(file, _bytes, bundle)
+
+
+def _decode(
+    source: _Source, read: Callable[[_Source], bytes | None], bundle: Bundle
+) -> images.Pixels | str:
     """Return the pixels (S, S, 3) as ``aiornot prepare`` would store them, or what is wrong."""
     try:
-        pixels = images.decode(_bytes(file))
+        pixels = images.decode(read(source))
         return images.fit(pixels, bundle.size, geometry=bundle.geometry, resample=bundle.resample)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
@@ -126,39 +221,61 @@ def _read(file: Path, bundle: Bundle) -> images.Pixels | str:
 
 
 def _bytes(file: Path) -> bytes:
-    status = file.stat()
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        if _URL.match(str(file)):
+            raise ValueError("URLs are not fetched; download the image") from None
+        raise
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
         raise ValueError("not a regular file")
     if status.st_size > MAX_BYTES:
         raise ValueError(f"{status.st_size:,} bytes, more than the {MAX_BYTES:,} allowed")
-    return file.read_bytes()
+    with file.open("rb", buffering=0) as stream:  # no more than that, though it may grow
+        return stream.read(status.st_size)
 
 
-def _judge(
-    bundle: Bundle, files: Sequence[Path], decoded: Sequence[images.Pixels | str]
-) -> Iterator[Prediction]:
+def _probabilities(bundle: Bundle, decoded: list[images.Pixels | str]) -> Iterator[float | str]:
     pixels = [one for one in decoded if not isinstance(one, str)]
-    logits = iter(_logits(bundle, np.stack(pixels)) if pixels else [])
-    for file, one in zip(files, decoded, strict=True):
-        if isinstance(one, str):
-            yield _failure(bundle, file, one)
-        else:
-            yield _verdict(bundle, file, next(logits))
+    logits = np.empty(0)
+    if pixels:
+        logits = bundles.forward(bundle.module, np.stack(pixels), mean=bundle.mean, std=bundle.std)
+    probabilities = iter(bundle.calibration.probabilities(logits).tolist())
+    return (one if isinstance(one, str) else next(probabilities) for one in decoded)
 
 
-def _logits(bundle: Bundle, pixels: images.Pixels) -> np.ndarray:
-    return forward(bundle.module, pixels, mean=bundle.mean, std=bundle.std)
+def verdict(bundle: Bundle, probability: float) -> tuple[str, bool | None]:
+    """Return the label of a probability and whether it is unsure, None where nothing says so."""
+    label = bundle.description["classes"][int(probability >= bundle.calibration.threshold)]
+    calibration = bundle.description["calibration"]
+    if "unsure" not in calibration:
+        return label, None
+    low, high = calibration["unsure"] or (0.0, 0.0)
+    return label, bool(low <= probability < high)
 
 
-def _failure(bundle: Bundle, file: Path, error: str) -> Prediction:
-    threshold = bundle.calibration.threshold
-    return Prediction(file=file, threshold=threshold, model=bundle.name, error=error)
+def _prediction(bundle: Bundle, file: Path, answer: float | str) -> Prediction:
+    about: dict[str, Any] = {
+        "file": file,
+        "threshold": bundle.calibration.threshold,
+        "model": bundle.name,
+    }
+    if isinstance(answer, str):
+        return Prediction(**about, error=answer)
+    label, unsure = verdict(bundle, answer)
+    return Prediction(**about, probability=answer, label=label, unsure=unsure)
 
 
-def _verdict(bundle: Bundle, file: Path, logit: np.ndarray) -> Prediction:
-    probability = float(bundle.calibration.probabilities(logit))
-    threshold = bundle.calibration.threshold
-    label = bundle.description["classes"][int(probability >= threshold)]
-    return Prediction(
-        file=file, probability=probability, label=label, threshold=threshold, model=bundle.name
-    )
+def table(found: Iterable[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows for people; a name may hold what a terminal would obey."""
+    rows = []
+    for one in found:
+        score = "-" if one.probability is None else f"{one.probability:.4f}"
+        note = one.error or ("unsure" if one.unsure else "")
+        rows.append([_visible(str(one.file)), score, one.label or "-", _visible(note)])
+    return ["file", "probability", "verdict", ""], rows
+
+
+def _visible(text: str) -> str:
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return markup.escape("".join(shown))

@@ -1,12 +1,16 @@
 """The verbs of a delivered model: ``evaluate``, ``verify``, ``predict``."""
 
 import json
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aiornot.config import WorkError
+from aiornot.config import InputError, WorkError
 from aiornot.verbs import common
 from aiornot.verbs.common import DataOption, DeviceOption, JsonOption
 
@@ -137,22 +141,61 @@ def verify(
 
 
 def predict(
-    bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files and folders of them.")],
-    batch_size: Annotated[int, typer.Option()] = 32,
+    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Image files and folders of them; - reads a list of them from stdin."),
+    ] = None,
+    table: Annotated[
+        bool | None, typer.Option("--table/--json", help="Default: a table in a terminal.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
     device: DeviceOption = "auto",
 ) -> None:
-    """Print one JSON line per image: probability of being generated, verdict, threshold, model.
+    """Say of each image how probable it is generated: a table, or one JSON line each.
+
+    A file that cannot be read gives a line with its error, and exit code 1 at the end.
 
     Example: aiornot predict runs/fast/bundle photo.jpg holiday/
     """
+    if not images:
+        raise InputError("name image files or folders")
+    as_table = sys.stdout.isatty() if table is None else table
+    with warnings.catch_warnings():
+        # What Pillow has to say of odd files; their lines say what matters.
+        warnings.filterwarnings("ignore", module="PIL")
+        _predict_files(bundle, images, batch_size=batch_size, device=device, as_table=as_table)
+
+
+def _predict_files(
+    bundle: Path, images: Sequence[str], *, batch_size: int, device: str, as_table: bool
+) -> None:
+    from aiornot import console
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import predict as predicting
 
+    listed = predicting.read_list(sys.stdin.buffer) if "-" in images else []
+    files = predicting.find([Path(one) for one in images if one != "-"], listed=listed)
     loaded = bundles.load(bundle, device=common.torch_device(device))
+    found = []
     failed = 0
-    for prediction in predicting.predict(loaded, images, batch_size=batch_size):
-        failed += prediction.error is not None
-        print(json.dumps(prediction.to_dict()), flush=True)
+    # A bar would stand among the lines where both go to one terminal.
+    with nullcontext() if _lines_in_terminal(as_table) else console.counting() as counter:
+        predictions = predicting.predict_files(loaded, files, batch_size=batch_size)
+        for number, one in enumerate(predictions, 1):
+            failed += one.error is not None
+            if as_table:
+                found.append(one)
+            else:
+                print(json.dumps(one.to_dict()), flush=True)
+            if counter is not None:
+                counter.update("predicting", number, len(files))
+    if as_table:
+        threshold = f"generated from {loaded.calibration.threshold:.4f} on"
+        console.print_table(f"{bundle}: {threshold}", *predicting.table(found))
     if failed:
-        raise WorkError(f"{failed} file(s) could not be read; their lines say why")
+        raise WorkError(f"{failed} of {len(files)} files could not be read; their lines say why")
+
+
+def _lines_in_terminal(as_table: bool) -> bool:
+    return not as_table and sys.stdout.isatty()
