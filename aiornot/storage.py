@@ -159,21 +159,26 @@ def read_text(path: str) -> str:
         return bytes(stream.read()).decode()
 
 
-@_patient
 def write_text(path: str, text: str) -> None:
+    """Write a small text as ``write_bytes`` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+@_patient
+def write_bytes(path: str, data: bytes) -> None:
     """Write a small file whole. An object store's put is atomic; a local one is renamed."""
     system, inner = _open(path)
     if is_remote(path):
         with system.open_output_stream(inner) as stream:
-            stream.write(text.encode())
+            stream.write(data)
         return
     local = Path(inner)
     local.parent.mkdir(parents=True, exist_ok=True)
     # The name is unique: a killed writer's leftover must not meet its successor's.
     temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(local)

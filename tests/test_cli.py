@@ -286,6 +286,7 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("evaluate", "nosuch"),
         ("verify", "nosuch"),
         ("predict", "nosuch", "image.jpg"),
+        ("predict", "nosuch", "--parquet", "prepared", "--out", "out"),
         ("train", "--data", "prepared", "--device", "gpu7", *QUICK),
         ("tune", "demo", "--data", "prepared", "--trials", "explore=many"),
         ("tune", "demo", "--data", "prepared", "--wandb", "maybe"),

@@ -108,6 +108,7 @@ ORDER = [
     "delivery.bundle",
     "delivery.verify",
     "delivery.predict",
+    "delivery.ray_predict",
     "live",
     "console",
     "verbs.common",

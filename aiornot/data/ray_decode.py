@@ -61,7 +61,7 @@ def write_images(
     # One block per task: a task's result is its block's journal line.
     dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(write)
     with _keeping(temporary, journal) as keep:
-        for result in _results(dataset):
+        for result in results(dataset):
             if result["failed"]:
                 raise WorkError(f"{result['failed']}; {KEPT}")
             line = {"first": int(result["first"]), "count": int(result["count"])}
@@ -114,7 +114,12 @@ def _items(layout: Layout, *, hashing: bool) -> Iterator[dict[str, Any]]:
             yield {**dataclasses.asdict(block), "path": path, "targets": wanted}
 
 
-def _results(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+def results(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset as they are made.
+
+    Raises:
+        WorkError: Ray stopped; what its tasks have written is kept.
+    """
     try:
         yield from dataset.iter_rows()
     except ray.exceptions.RayError as error:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,19 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Outline:
+    """What the footers of the shards say; no row is read for it."""
+
+    blocks: list["Block"]
+    note: str
+    """As in ``Rows``."""
+    labelled: bool
+    """Whether any shard has labels."""
+    footprint: str
+    """Hash of the sizes of all columns: another source has another one."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Block:
     """Rows of one row group of one shard; ``first`` is the number of its first in the source."""
 
@@ -71,42 +85,58 @@ def read_rows(source: str, *, progress: Progress = lambda what, done, total: Non
     Raises:
         InputError: As ``prepare``.
     """
-    paths = storage.find(source, suffix=".parquet")
-    blocks, note = _blocks(paths)
-    total = sum(block.count for block in blocks)
-    if total == 0:
-        raise InputError(f"{source}: the parquet files hold no rows")
+    found = outline(source)
+    blocks, total = found.blocks, sum(block.count for block in found.blocks)
     ids: list[str] = []
     labels: list[int] = []
     hashes: list[str] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for found in pool.map(_read_block, blocks):
-            ids += found[0]
-            labels += found[1]
-            hashes += found[2]
+        for columns in pool.map(_read_block, blocks):
+            ids += columns[0]
+            labels += columns[1]
+            hashes += columns[2]
             progress("reading", len(ids), total)
     if not any(hashes):
         raise InputError(
             f"{source}: column 'image' holds no bytes in any row; write the images into it"
         )
-    return Rows(ids, np.asarray(labels, dtype=np.int64), hashes, blocks, note)
+    return Rows(ids, np.asarray(labels, dtype=np.int64), hashes, blocks, found.note)
 
 
-def _blocks(paths: list[str]) -> tuple[list[Block], str]:
-    """Return the row groups of all shards, and their notes, each once."""
+def outline(source: str, *, labels: bool = True) -> Outline:
+    """Return the row groups of all shards of a source, after a look at each schema.
+
+    Args:
+        source: As ``prepare`` takes it.
+        labels: Whether a shard without labels is refused.
+
+    Raises:
+        InputError: Nothing readable there, a wrong schema, or no rows.
+    """
     blocks: list[Block] = []
     notes: list[str] = []
-    first = 0
-    for path in paths:
+    labelled = False
+    first, digest = 0, hashlib.sha256()
+    for path in storage.find(source, suffix=".parquet"):
         with open_file(path) as file:
             schema = file.schema_arrow
-            _check_schema(path, schema)
+            labelled |= _check_schema(path, schema, labels=labels)
             notes.append((schema.metadata or {}).get(NOTE_KEY, b"").decode())
             for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                blocks.append(Block(path, group, first, count))
-                first += count
-    return blocks, "; ".join(dict.fromkeys(note for note in notes if note))
+                found = file.metadata.row_group(group)
+                blocks.append(Block(path, group, first, found.num_rows))
+                first += found.num_rows
+                digest.update(json.dumps(_sizes(found)).encode())
+    if first == 0:
+        raise InputError(f"{source}: the parquet files hold no rows")
+    note = "; ".join(dict.fromkeys(note for note in notes if note))
+    return Outline(blocks, note, labelled, digest.hexdigest()[:32])
+
+
+def _sizes(group: pq.RowGroupMetaData) -> list[Any]:
+    columns = [group.column(number) for number in range(group.num_columns)]
+    sizes = [(column.path_in_schema, column.total_compressed_size) for column in columns]
+    return [group.num_rows, *sizes]
 
 
 def cut(blocks: Iterable[Block]) -> Iterator[Block]:
@@ -129,12 +159,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _check_schema(path: str, schema: pa.Schema) -> None:
-    for name in ("id", "image", "label"):
+def _check_schema(path: str, schema: pa.Schema, *, labels: bool) -> bool:
+    """Refuse a schema that is not ours; return whether there are labels."""
+    labelled = "label" in schema.names
+    for name in ("id", "image", *(["label"] if labels else [])):
         if name not in schema.names:
             raise InputError(
                 f"{path}: no column {name!r} (found {', '.join(schema.names)}); expected "
-                "id: string, image: struct<bytes: binary, path: string>, label: 0 or 1"
+                "id: string, image: struct<bytes: binary, path: string>"
+                + (", label: 0 or 1" if labels else "")
             )
     if not _is_text_or_number(kind := schema.field("id").type):
         raise InputError(f"{path}: column 'id' is {kind}, expected string")
@@ -143,8 +176,9 @@ def _check_schema(path: str, schema: pa.Schema) -> None:
         raise InputError(
             f"{path}: column 'image' is {image}, expected struct<bytes: binary, path: string>"
         )
-    if not pa.types.is_integer(label := schema.field("label").type):
+    if labelled and not pa.types.is_integer(label := schema.field("label").type):
         raise InputError(f"{path}: column 'label' is {label}, expected whole numbers 0 and 1")
+    return labelled
 
 
 def _is_text_or_number(kind: pa.DataType) -> bool:

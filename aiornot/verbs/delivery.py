@@ -1,5 +1,6 @@
 """The verbs of a delivered model: ``evaluate``, ``verify``, ``predict``."""
 
+import dataclasses
 import json
 import sys
 import warnings
@@ -146,6 +147,12 @@ def predict(
         list[str] | None,
         typer.Argument(help="Image files and folders of them; - reads a list of them from stdin."),
     ] = None,
+    parquet: Annotated[
+        str | None, typer.Option(help="Instead of files: parquet, a folder, glob, s3:// or hf://.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="With --parquet: folder of the results, or s3://...")
+    ] = None,
     table: Annotated[
         bool | None, typer.Option("--table/--json", help="Default: a table in a terminal.")
     ] = None,
@@ -155,11 +162,19 @@ def predict(
     """Say of each image how probable it is generated: a table, or one JSON line each.
 
     A file that cannot be read gives a line with its error, and exit code 1 at the end.
+    With --parquet it is Ray Data that reads, and parquet that is written; the same command goes on.
 
     Example: aiornot predict runs/fast/bundle photo.jpg holiday/
     """
-    if not images:
-        raise InputError("name image files or folders")
+    if parquet is not None:
+        if images or out is None:
+            raise InputError("--parquet IN needs --out FOLDER, and takes no image files")
+        _predict_parquet(
+            bundle, parquet, out, batch_size=batch_size, device=device, as_json=table is False
+        )
+        return
+    if not images or out is not None:
+        raise InputError("name image files or folders, or give --parquet IN --out FOLDER")
     as_table = sys.stdout.isatty() if table is None else table
     with warnings.catch_warnings():
         # What Pillow has to say of odd files; their lines say what matters.
@@ -199,3 +214,23 @@ def _predict_files(
 
 def _lines_in_terminal(as_table: bool) -> bool:
     return not as_table and sys.stdout.isatty()
+
+
+def _predict_parquet(
+    bundle: Path, source: str, out: str, *, batch_size: int, device: str, as_json: bool
+) -> None:
+    from aiornot import console
+    from aiornot.delivery import ray_predict
+
+    with console.counting() as counter:
+        found = ray_predict.predict(
+            bundle, source, out, batch_size=batch_size, device=device, progress=counter.update
+        )
+    if as_json:
+        console.print_json(dataclasses.asdict(found))
+    else:
+        print(out)
+    kept = f", {found.kept} of {found.parts} parts were there before" if found.kept else ""
+    console.say(f"{found.rows} rows predicted{kept}")
+    if found.errors:
+        raise WorkError(f"{found.errors} of {found.rows} rows have no probability, see 'error'")
