@@ -27,7 +27,11 @@ app.command()(tuning.show)
 app.command()(delivery.calibrate)
 app.command()(delivery.evaluate)
 app.command()(delivery.verify)
+app.command()(delivery.export)
 app.command()(delivery.predict)
+
+_EXTRAS = {"ray": "ray", "optuna": "ray", "wandb": "wandb", "onnx": "onnx", "onnxscript": "onnx"}
+"""Which extra brings a library."""
 
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
@@ -42,7 +46,7 @@ def main() -> None:
     except WorkError as error:
         _stop(error, 1)
     except ModuleNotFoundError as error:
-        extra = {"ray": "ray", "optuna": "ray", "wandb": "wandb"}.get(error.name or "")
+        extra = _EXTRAS.get(error.name or "")
         if extra is None:
             raise
         _stop(f"{error.name} is not installed; pip install 'aiornot[{extra}]'", 2)

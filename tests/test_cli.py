@@ -21,7 +21,7 @@ from aiornot.data import demo
 
 VERBS = (
     *("demo-data", "audit", "prepare", "train", "probe", "tune", "show"),
-    *("evaluate", "verify", "predict"),
+    *("evaluate", "verify", "export", "predict"),
 )
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
@@ -285,6 +285,7 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("show", "nosuch"),
         ("evaluate", "nosuch"),
         ("verify", "nosuch"),
+        ("export", "nosuch", "--onnx", "model.onnx"),
         ("predict", "nosuch", "image.jpg"),
         ("predict", "nosuch", "--parquet", "prepared", "--out", "out"),
         ("train", "--data", "prepared", "--device", "gpu7", *QUICK),

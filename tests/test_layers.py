@@ -108,6 +108,7 @@ ORDER = [
     "delivery.bundle",
     "delivery.verify",
     "delivery.predict",
+    "delivery.export",
     "delivery.ray_predict",
     "live",
     "console",
@@ -125,6 +126,9 @@ HOMES = {
     "optuna": {"tuning.space", "tuning.narrow", "tuning.importance", "tuning.ray_search"},
     "h5py": {"data.hdf5"},
     "gradio": {"delivery.app"},
+    "onnx": {"delivery.export"},
+    "onnxruntime": {"delivery.export"},
+    "onnxscript": {"delivery.export"},
 }
 """Who may import a library; ``ray`` belongs to every file named ray_*.py."""
 
