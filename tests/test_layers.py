@@ -109,6 +109,7 @@ ORDER = [
     "delivery.verify",
     "delivery.predict",
     "delivery.export",
+    "delivery.ray_scorer",
     "delivery.ray_predict",
     "live",
     "console",

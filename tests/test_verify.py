@@ -1,6 +1,7 @@
 """Verification: one changed byte is refused, and so is a machine that computes something else."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_a_hash_left_out_is_refused_and_a_stranger_among_the_files_is_named(copy
     (copy / "SHA256SUMS").write_text("".join(lines[1:]))
     with pytest.raises(InputError, match="damaged"):
         manifest.check_sums(copy)
+
+
+def test_a_bundle_inside_a_bundle_and_what_was_sealed_are_checked_too(copy, delivered):  # noqa: F811
+    shutil.copytree(delivered.folder, copy / "baseline")
+    (copy / "comparison.json").write_text(manifest.sealed({"auroc": 0.1}))
+    found = verify.verify(copy, device=CPU)
+    assert "baseline/bundle.json" in found.files and found.unlisted == []
+    for name in ("baseline/bundle.json", "comparison.json"):
+        whole = (copy / name).read_bytes()
+        flip(copy / name, 5)
+        with pytest.raises(InputError, match=name):
+            manifest.check_sums(copy)
+        (copy / name).write_bytes(whole)
+    (copy / "baseline/mine.txt").write_text("mine")
+    (copy / "photos").mkdir()
+    assert verify.verify(copy, device=CPU).unlisted == ["baseline/mine.txt", "photos/"]
 
 
 def test_coreutils_read_the_hashes(delivered):

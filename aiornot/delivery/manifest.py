@@ -7,7 +7,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 """What timm reads beside the weights; this name and that of the weights are timm's."""
 CARD = "README.md"
+FILES = (CARD, DESCRIPTION, CONFIG, WEIGHTS)
+"""What is delivered."""
 SUMS = "SHA256SUMS"
-"""The hash of every other file but the records, as ``sha256sum --check`` reads it."""
+"""The hashes of these files, as ``sha256sum --check`` reads them."""
 RECORDS = ("evaluations.json",)
-"""Files that grow after delivery. Each holds its own hash, see ``sealed``."""
+"""Files that are there after delivery and must hold their own hash; others may, see ``sealed``."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -87,12 +89,14 @@ def sha256(path: Path) -> str:
 
 def write_sums(folder: Path) -> None:
     """Write the hashes of all files; call it again after any of them was rewritten."""
-    text = "".join(f"{sha256(folder / name)}  {name}\n" for name in _listable(folder))
+    text = "".join(f"{sha256(folder / name)}  {name}\n" for name in FILES)
     storage.write_text(str(folder / SUMS), text)
 
 
 def check_sums(folder: Path) -> dict[str, str]:
     """Compare every file with its hash, and return the hashes by name.
+
+    A bundle inside the bundle is checked, too, and so is every sealed file.
 
     Raises:
         InputError: One byte of any file differs, a file is missing, or there are no hashes.
@@ -106,15 +110,40 @@ def check_sums(folder: Path) -> dict[str, str]:
                 f"{folder / name} was changed: its SHA-256 is {found[:12]}..., {SUMS} says "
                 f"{expected[:12]}...; copy the bundle again"
             )
-    for name in RECORDS:
-        if (folder / name).exists():
-            read_sealed(folder / name)
+    for name in _listable(folder, but=listed):
+        _is_sealed(folder / name)
+    for inner in _bundles_in(folder):
+        found_there = check_sums(inner)
+        listed |= {f"{inner.name}/{name}": digest for name, digest in found_there.items()}
     return listed
 
 
 def unlisted(folder: Path) -> list[str]:
     """Return the files in a bundle that no hash speaks for."""
-    return sorted(set(_listable(folder)) - set(_read_sums(folder)))
+    names = _listable(folder, but=_read_sums(folder))
+    found = [name for name in names if not _is_sealed(folder / name)]
+    for inner in folder.iterdir():
+        if inner in _bundles_in(folder):
+            found += [f"{inner.name}/{name}" for name in unlisted(inner)]
+        elif inner.is_dir():
+            found.append(f"{inner.name}/")
+    return sorted(found)
+
+
+def _bundles_in(folder: Path) -> list[Path]:
+    return sorted(inner for inner in folder.iterdir() if (inner / DESCRIPTION).is_file())
+
+
+def _is_sealed(path: Path) -> bool:
+    """Return whether a file holds its own hash, and refuse one whose hash is another."""
+    if path.name not in RECORDS:
+        try:
+            if path.suffix != ".json" or "sha256" not in json.loads(path.read_bytes()):
+                return False
+        except ValueError:
+            return False
+    read_sealed(path)
+    return True
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
@@ -126,19 +155,16 @@ def _read_sums(folder: Path) -> dict[str, str]:
         )
     text = path.read_bytes().decode("ascii", errors="replace")
     found = re.findall(r"([0-9a-f]{64})  ([^\n/]+)\n", text)
-    needed = {CARD, DESCRIPTION, CONFIG, WEIGHTS}
     # Written again it must be the same to the byte, or one of its bytes was changed.
     again = "".join(f"{digest}  {name}\n" for digest, name in found)
-    if again != text or not needed <= {name for _, name in found}:
+    if again != text or tuple(name for _, name in found) != FILES:
         raise InputError(f"{path} is damaged; copy the bundle again")
     return {name: digest for digest, name in found}
 
 
-def _listable(folder: Path) -> list[str]:
-    kept = {SUMS, *RECORDS}
-    return sorted(
-        file.name for file in folder.iterdir() if file.is_file() and file.name not in kept
-    )
+def _listable(folder: Path, *, but: Iterable[str] = ()) -> list[str]:
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    return sorted(names - {SUMS, *but})
 
 
 def sealed(values: Mapping[str, Any]) -> str:

@@ -273,7 +273,7 @@ def table(found: Iterable[Prediction]) -> tuple[list[str], list[list[str]]]:
         score = "-" if one.probability is None else f"{one.probability:.4f}"
         note = one.error or ("unsure" if one.unsure else "")
         rows.append([_visible(str(one.file)), score, one.label or "-", _visible(note)])
-    return ["file", "probability", "verdict", ""], rows
+    return ["file", "probability", "verdict", "note"], rows
 
 
 def _visible(text: str) -> str:

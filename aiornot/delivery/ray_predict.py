@@ -6,32 +6,23 @@ numbers only. A part is whole or not there, and the same command makes those tha
 """
 
 import dataclasses
-import io
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-import torch
 
 from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
 from aiornot.data import ray_decode, shards
-from aiornot.delivery import bundle as bundles
 from aiornot.delivery import manifest
-from aiornot.delivery import predict as predicting
+from aiornot.delivery.ray_scorer import METADATA, Scorer, part_name
 
 HEADER = "_aiornot.json"
 """What made the parts. Readers of parquet pass over a name that begins so."""
-
-METADATA = b"aiornot"
-"""Key of the same in the schema of each part."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +76,7 @@ def predict(
     parts = list(_parts(found.blocks))
     header = _header(description, found, num_parts=len(parts))
     _check_out(out, header)
-    names = [_name(number) for number in range(len(parts))]
+    names = [part_name(number) for number in range(len(parts))]
     kept = {Path(path).name for path in storage.list_files(out, suffix=".parquet")}
     todo = [number for number, name in enumerate(names) if name not in kept]
     counted = _Counted(progress, sum(block.count for block in found.blocks))
@@ -130,10 +121,6 @@ def _parts(blocks: list[shards.Block]) -> Iterator[list[shards.Block]]:
             part = []
         part.append(block)
     yield part
-
-
-def _name(number: int) -> str:
-    return f"part-{number:06d}.parquet"
 
 
 def _to_json(blocks: list[shards.Block]) -> str:
@@ -213,7 +200,7 @@ def _run(
         "device": "cuda" if resources["num_gpus"] else "cpu",
     }
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _Scorer,
+        Scorer,
         fn_constructor_kwargs=scorer,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(items))),
         # By default without end, also where a part kills its actor each time. Ray 2.64 is to drop
@@ -244,88 +231,3 @@ def _resources(device: str) -> tuple[dict[str, float], int]:
         return {"num_cpus": 1, "num_gpus": 0}, max(1, cpus)
     # Its cores decode for it: most images take the processor longer than the GPU.
     return {"num_cpus": max(1, cpus // gpus), "num_gpus": 1}, gpus
-
-
-class _Scorer:
-    """An actor that has a bundle loaded and makes parts."""
-
-    def __init__(
-        self,
-        *,
-        files: ray.ObjectRef,
-        out: str,
-        header: str,
-        batch_size: int,
-        num_threads: int,
-        device: str,
-    ) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            for file, content in ray.get(files).items():
-                (Path(name) / file).write_bytes(content)
-            self._bundle = bundles.load(Path(name), device=torch.device(device))
-        self._out = out
-        self._header: dict[str, Any] = json.loads(header)
-        self._batch_size = batch_size
-        self._num_threads = num_threads
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        blocks = [shards.Block(**values) for values in json.loads(item["blocks"])]
-        rows: list[dict[str, Any]] = []
-        errors = 0
-        failed = ""
-        try:
-            rows = list(self._rows(blocks))
-            errors = sum(row["error"] is not None for row in rows)
-            self._write(_name(int(item["number"])), rows, errors)
-        except (InputError, OSError) as error:
-            failed = str(error)
-        return {"rows": len(rows), "errors": errors, "failed": failed}
-
-    def _rows(self, blocks: list[shards.Block]) -> Iterator[dict[str, Any]]:
-        labelled = self._header["labelled"]
-        sources = (row for block in blocks for row in _read(block, labelled=labelled))
-        for source, answer in predicting.answers(
-            self._bundle,
-            sources,
-            lambda source: source["bytes"],
-            batch_size=self._batch_size,
-            num_threads=self._num_threads,
-        ):
-            row = {"id": source["id"], "probability": None, "error": None}
-            if isinstance(answer, str):
-                row |= {"label": None, "unsure": None, "error": answer}
-            else:
-                label, unsure = predicting.verdict(self._bundle, answer)
-                row |= {"probability": answer, "label": label, "unsure": unsure}
-            yield row | {"source_label": source["label"]}
-
-    def _write(self, name: str, rows: list[dict[str, Any]], errors: int) -> None:
-        schema = _schema(self._header | {"errors": errors})
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
-        storage.write_bytes(storage.join(self._out, name), buffer.getvalue())
-
-
-def _read(block: shards.Block, *, labelled: bool) -> Iterator[dict[str, Any]]:
-    """Yield id, bytes and label (None where the shard has none) of each row of a block."""
-    columns = ["id", "image.bytes", *(["label"] if labelled else [])]
-    for batch in shards.read(block, columns):
-        ids = batch.column("id").to_pylist()
-        has_labels = labelled and "label" in batch.schema.names
-        labels = batch.column("label").to_pylist() if has_labels else [None] * len(ids)
-        for name, label, content in zip(ids, labels, shards.image_bytes(batch), strict=True):
-            text = None if name is None else str(name)
-            yield {"id": text, "label": label, "bytes": content}
-
-
-def _schema(about: Mapping[str, Any]) -> pa.Schema:
-    fields = [
-        pa.field("id", pa.string()),
-        pa.field("probability", pa.float64()),
-        pa.field("label", pa.string()),
-        pa.field("unsure", pa.bool_()),
-        pa.field("error", pa.string()),
-    ]
-    if about["labelled"]:
-        fields.append(pa.field("source_label", pa.int64()))
-    return pa.schema(fields, metadata={METADATA: json.dumps(about).encode()})

@@ -141,8 +141,8 @@ def _check_val(loaded: Bundle, found: dict[str, float], tolerance: float) -> flo
     if not apart[worst] <= tolerance:
         raise WorkError(
             f"val {worst} is {found[worst]} on {loaded.device}, the bundle says {said[worst]}: "
-            f"further apart than {tolerance:g}; try the device and the versions "
-            "that delivered it (bundle.json), or a larger --tolerance"
+            f"further apart than {tolerance:g}; try the versions in "
+            "bundle.json, the device that delivered it, or a larger --tolerance"
         )
     return apart[worst]
 

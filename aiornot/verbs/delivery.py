@@ -114,9 +114,9 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(help="The prepared files, to score val again; or one file.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="By how much a metric of val may differ.")] = (
-        1e-6
-    ),
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="By how much a metric of val may differ.")
+    ] = (1e-6),
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
