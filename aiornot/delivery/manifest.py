@@ -140,7 +140,7 @@ def _is_sealed(path: Path) -> bool:
         try:
             if path.suffix != ".json" or "sha256" not in json.loads(path.read_bytes()):
                 return False
-        except ValueError:
+        except (ValueError, TypeError):
             return False
     read_sealed(path)
     return True
