@@ -78,6 +78,13 @@ def test_scores_stand_at_both_thresholds_with_their_intervals(said, timm_config)
     assert " | - |" in card.text(said, timm_config)
 
 
+def test_the_unsure_band_is_said_where_there_is_one(said, timm_config):
+    said["calibration"]["unsure"] = [0.25, 0.75]
+    assert "From 0.25 to below 0.75 it is *unsure*" in card.text(said, timm_config)
+    said["calibration"]["unsure"] = None
+    assert "unsure" not in card.text(said, timm_config).split("## From logit")[1].split("##")[0]
+
+
 def test_a_synthetic_source_is_said_first(said, timm_config):
     said["data"]["source_note"] = "synthetic stand-in"
     assert "**The training data says of itself: synthetic stand-in.**" in card.text(

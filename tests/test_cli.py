@@ -21,7 +21,7 @@ from aiornot.data import demo
 
 VERBS = (
     *("demo-data", "audit", "prepare", "train", "probe", "tune", "show"),
-    *("evaluate", "verify", "export", "predict"),
+    *("calibrate", "evaluate", "robustness", "errors", "verify", "export", "predict"),
 )
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),
@@ -286,6 +286,9 @@ def test_a_chain_without_its_data_says_how_to_make_it(here):
         ("evaluate", "nosuch"),
         ("verify", "nosuch"),
         ("export", "nosuch", "--onnx", "model.onnx"),
+        ("calibrate", "nosuch", "--rule", "balanced"),
+        ("robustness", "nosuch"),
+        ("errors", "nosuch"),
         ("predict", "nosuch", "image.jpg"),
         ("predict", "nosuch", "--parquet", "prepared", "--out", "out"),
         ("train", "--data", "prepared", "--device", "gpu7", *QUICK),

@@ -53,7 +53,7 @@ def test_a_record_is_plain_json(loaded, tmp_path):
     file = save(tmp_path / "a.png")
     (found,) = predict.predict(loaded, [file])
     said = json.loads(json.dumps(found.to_dict()))
-    assert set(said) == {"file", "probability", "label", "threshold", "model"}
+    assert set(said) == {"file", "probability", "label", "unsure", "threshold", "model"}
     assert said["file"] == str(file)
     assert said["model"] == loaded.sha256[:12]
     assert said["threshold"] == loaded.calibration.threshold

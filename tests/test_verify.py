@@ -111,6 +111,12 @@ def test_a_reported_score_that_was_touched_up_is_refused(copy, delivered):  # no
     assert verify.verify(copy, data=delivered.data, device=CPU, tolerance=1e-5).val_difference
 
 
+def test_a_bundle_of_another_rule_verifies_and_its_card_says_so(copy, delivered):  # noqa: F811
+    bundle.recalibrate(copy, rule="fpr<=0", data=delivered.data, device=CPU)
+    assert verify.verify(copy, data=delivered.data, device=CPU).val_difference <= 1e-6
+    assert "by the rule `fpr<=0`" in (copy / "README.md").read_text()
+
+
 def test_data_of_other_images_is_refused(delivered, tmp_path):
     other = prepare(tmp_path / "other.h5", seed=1)
     with pytest.raises(InputError, match="fingerprint"):

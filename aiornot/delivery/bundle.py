@@ -23,10 +23,10 @@ from torch import nn
 import aiornot
 from aiornot import storage
 from aiornot.config import InputError, TrainConfig
-from aiornot.data import hdf5
+from aiornot.data import hdf5, layout
 from aiornot.data.images import Geometry, Pixels, Resample
 from aiornot.delivery import card, evaluate, manifest, specimens
-from aiornot.delivery.calibrate import Calibration, calibrate, check_rule
+from aiornot.delivery.calibrate import DEFAULT_RULE, Calibration, calibrate, check_rule
 from aiornot.delivery.manifest import DESCRIPTION, SCHEMA_VERSION, WEIGHTS
 from aiornot.training import augment, loader, loop, model, snapshot
 
@@ -357,6 +357,38 @@ def score(bundle: Bundle, *, data: Path, split: str) -> tuple[np.ndarray, np.nda
     """Return logits (N,) and labels (N,) of a split, computed on the bundle's device."""
     config = TrainConfig.from_dict(bundle.description["config"])
     return _score(bundle.module, config, mean=bundle.mean, std=bundle.std, data=data, split=split)
+
+
+def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) -> dict[str, Any]:
+    """Choose the threshold of a bundle anew, from the val split that it was calibrated on.
+
+    Nothing but ``calibration`` and ``val`` of ``bundle.json``, the card and the hashes changes.
+    Recorded evaluations stay, each with the calibration that it was made with.
+
+    Args:
+        folder: The bundle.
+        rule: See ``calibrate.RULES``.
+        data: The prepared file that the model was trained on.
+        device: Where to compute the logits of val.
+
+    Returns:
+        The new description.
+
+    Raises:
+        InputError: An unknown rule, not a bundle, or other data.
+    """
+    check_rule(rule)
+    bundle, attributes = load(folder, device=device), hdf5.attributes(data)
+    check_scorable(bundle, attributes, data=data)
+    if evaluate.about_data(attributes) != bundle.description["data"]:
+        raise InputError(
+            f"{data} is not the file that the model was trained on; only the val split of that one "
+            "may choose a threshold, give it as --data"
+        )
+    logits, labels = score(bundle, data=data, split="val")
+    description = bundle.description | _calibrated(logits, labels, rule=rule, data=data)
+    _write_description(folder, description)
+    return description
 
 
 def evaluate_split(folder: Path, *, data: Path, split: str, device: torch.device) -> dict[str, Any]:

@@ -130,10 +130,12 @@ def _cell(val: Mapping[str, Any], name: str) -> str:
 
 def _verdicts(description: Mapping[str, Any]) -> str:
     calibration = description["calibration"]
+    low, high = calibration["unsure"] or (None, None)
+    unsure = "" if low is None else f" From {low:.6g} to below {high:.6g} it is *unsure*."
     return (
         "## From logit to verdict\n\n"
         f"probability = sigmoid(logit / {calibration['temperature']:.6g}); *generated* from "
-        f"{calibration['threshold']:.6g} on. Temperature and threshold were fitted on the "
+        f"{calibration['threshold']:.6g} on.{unsure} Temperature and threshold were fitted on the "
         f"validation split, the threshold by the rule `{calibration['rule']}`; the exact numbers "
         "are in `bundle.json`.\n"
     )

@@ -160,8 +160,7 @@ def keep(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """
     dated = {**result, "time": now()}
     kept = {**_results(path), result["split"]: dated}
-    text = json.dumps({"schema_version": 1, "splits": kept}, indent=1, allow_nan=False) + "\n"
-    storage.write_text(str(path), text)
+    storage.write_text(str(path), manifest.sealed({"schema_version": 1, "splits": kept}))
     return dated
 
 

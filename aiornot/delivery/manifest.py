@@ -25,7 +25,7 @@ FILES = (CARD, DESCRIPTION, CONFIG, WEIGHTS)
 """What is delivered."""
 SUMS = "SHA256SUMS"
 """The hashes of these files, as ``sha256sum --check`` reads them."""
-RECORDS = ("evaluations.json",)
+RECORDS = ("evaluations.json", "robustness.json")
 """Files that are there after delivery and must hold their own hash; others may, see ``sealed``."""
 
 

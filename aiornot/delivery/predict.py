@@ -47,8 +47,7 @@ class Prediction:
     label: str | None = None
     """``generated`` from the threshold on, else ``real``."""
     unsure: bool | None = None
-    """Whether the probability lies where the model should not be believed; None without such a
-    band."""
+    """Whether the probability is too close to call, see ``Calibration.unsure``."""
     threshold: float
     model: str
     """Start of the hash of the weights."""
@@ -244,14 +243,10 @@ def _probabilities(bundle: Bundle, decoded: list[images.Pixels | str]) -> Iterat
     return (one if isinstance(one, str) else next(probabilities) for one in decoded)
 
 
-def verdict(bundle: Bundle, probability: float) -> tuple[str, bool | None]:
-    """Return the label of a probability and whether it is unsure, None where nothing says so."""
+def verdict(bundle: Bundle, probability: float) -> tuple[str, bool]:
+    """Return the label of a probability, and whether it is too close to call."""
     label = bundle.description["classes"][int(probability >= bundle.calibration.threshold)]
-    calibration = bundle.description["calibration"]
-    if "unsure" not in calibration:
-        return label, None
-    low, high = calibration["unsure"] or (0.0, 0.0)
-    return label, bool(low <= probability < high)
+    return label, bool(bundle.calibration.unsure_at(np.asarray(probability)))
 
 
 def _prediction(bundle: Bundle, file: Path, answer: float | str) -> Prediction:

@@ -1,4 +1,4 @@
-"""The verbs of a delivered model: ``evaluate``, ``verify``, ``export``, ``predict``."""
+"""The verbs of a delivered model: to calibrate, judge and use it, ``predict`` being the last."""
 
 import dataclasses
 import json
@@ -109,8 +109,128 @@ def evaluate(
     console.print_table(title, ["metric", "value", "95 % interval"], rows)
 
 
+def robustness(
+    bundle: BundleArgument,
+    data: DataOption = Path("data/prepared"),
+    split: Annotated[str, typer.Option(help="val, or test: it counts as opened then.")] = "val",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a delivered model holds up on images that were scaled, cropped, blurred, compressed.
+
+    Writes robustness.json into the bundle.
+
+    Example: aiornot robustness runs/fast/bundle --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.delivery import manifest
+    from aiornot.delivery import robustness as robust
+
+    path = common.prepared(data, manifest.read(bundle)["data"]["profile"])
+    place = common.torch_device(device)
+    with console.counting() as counter:
+        found = robust.measure(
+            bundle, data=path, split=split, device=place, progress=counter.update
+        )
+    _say_opened(found)
+    if as_json:
+        console.print_json(found)
+        return
+    metrics = ("auroc", "balanced_accuracy@threshold", "fpr@threshold", "flip_rate")
+    conditions = [(row["name"], row) for row in found["tiers"]]
+    for curve, points in found["curves"].items():
+        conditions += [(f"{curve} {row['value']:g}", row) for row in points]
+    rows = [[name, *(_with_interval(row, key) for key in metrics)] for name, row in conditions]
+    count, rule = found["num_real"] + found["num_generated"], found["calibration"]["rule"]
+    title = f"{bundle}: {split}, {count} images, threshold by {rule}"
+    console.print_table(title, ["condition", *metrics], rows, caption=found["about"])
+    if found["generators"]:
+        tiers = list(found["generators"][0]["called_generated"])
+        console.print_table(
+            "called generated, by generator",
+            ["generator", "class", "images", *tiers],
+            [
+                [
+                    row["generator"] + " (held out)" * (row["generator"] == found["held_out"]),
+                    row["class"],
+                    str(row["num"]),
+                    *(_share(row["called_generated"][tier]) for tier in tiers),
+                ]
+                for row in found["generators"]
+            ],
+        )
+
+
+def _with_interval(row: dict[str, Any], metric: str) -> str:
+    return _share({"share": row["metrics"][metric], "interval": row["intervals"][metric]})
+
+
+def _share(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['share']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _say_opened(result: dict[str, Any]) -> None:
+    from aiornot import console
+
+    if result["opened"]:
+        console.say("this opened the test split: whatever is chosen from now on has seen it")
+
+
+def errors(
+    bundle: BundleArgument,
+    data: DataOption = Path("data/prepared"),
+    split: Annotated[str, typer.Option(help="val, or test: it counts as opened then.")] = "val",
+    source: Annotated[
+        str | None,
+        typer.Option(help="The parquet it was prepared from: slices by size, format, quality."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the page; errors, beside the bundle.")
+    ] = None,
+    with_images: Annotated[
+        bool, typer.Option("--with-images", help="Show the images: mind the terms of the data.")
+    ] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a delivered model gets wrong, false positives first, and on which images it errs.
+
+    Writes errors.html, one page that needs no other file, and errors.json.
+
+    Example: aiornot errors runs/fast/bundle --data data/prepared
+    """
+    from aiornot import console
+    from aiornot.data import pages
+    from aiornot.delivery import errors as erring
+    from aiornot.delivery import errors_page, manifest
+
+    folder = out or str(bundle.absolute().parent / errors_page.NAME)
+    path = common.prepared(data, manifest.read(bundle)["data"]["profile"])
+    pages.check_out(folder)
+    with console.counting() as counter:
+        found = erring.measure(
+            bundle,
+            data=path,
+            split=split,
+            device=common.torch_device(device),
+            source=source,
+            with_images=with_images,
+            progress=counter.update,
+        )
+    _say_opened(found.report)
+    written = errors_page.write(folder, found)
+    for kind, (heading, word) in errors_page.KINDS.items():
+        count = found.report[kind]
+        console.say(f"{heading.lower()}: {count['errors']} of {count['images']} {word}")
+    if as_json:
+        console.print_json(found.report)
+    else:
+        print(written)
+
+
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    bundle: BundleArgument,
     data: Annotated[
         Path | None, typer.Option(help="The prepared files, to score val again; or one file.")
     ] = None,
@@ -142,7 +262,7 @@ def verify(
 
 
 def export(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    bundle: BundleArgument,
     onnx: Annotated[Path, typer.Option(help="File to write.")],
     check: Annotated[
         list[Path] | None, typer.Option(help="Images to compare on, and folders of them.")
@@ -175,7 +295,7 @@ def export(
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
+    bundle: BundleArgument,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Image files and folders of them; - reads a list of them from stdin."),
