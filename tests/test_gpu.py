@@ -18,7 +18,7 @@ from conftest import store
 from test_augment import EVERYTHING, make_draws, make_images
 
 from aiornot.config import TrainConfig
-from aiornot.training import augment, loader, loop, memory, watch
+from aiornot.training import augment, gauge, loader, loop, memory, watch
 from aiornot.training.run import Run, aside
 from aiornot.training.run import start as start_run
 
@@ -202,6 +202,19 @@ def test_a_watched_step_is_the_step_it_would_have_been(easy: Path) -> None:
         losses.append(reports[0]["train/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert len(seen) == 2
+
+
+def test_a_tick_tells_memory_utilisation_and_speed(
+    easy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pynvml")
+    monkeypatch.setattr(gauge, "SAMPLE_SECONDS", 0.02)
+    ticks = follow({"precision": "bf16"}, easy)
+    for tick in ticks:
+        assert 1e6 < tick[gauge.MEMORY] < torch.cuda.get_device_properties(GPU).total_memory
+        assert tick[gauge.SPEED] > 0
+    assert any(gauge.UTILIZATION in tick for tick in ticks)
+    assert all(0 <= tick.get(gauge.UTILIZATION, 0) <= 1 for tick in ticks)
 
 
 @contextmanager

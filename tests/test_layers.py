@@ -61,6 +61,7 @@ ORDER = [
     "training.snapshot",
     "training.watch",
     "training.strips",
+    "training.gauge",
     "training.loop",
     "training.finder",
     "training.memory",

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from conftest import CPU
 from PIL import Image
 from safetensors.torch import load_file
+from test_loop import timeless
 
 from aiornot.config import InputError, TrainConfig, WorkError
 from aiornot.training import augment, finder, loop, memory, snapshot, strips, watch
@@ -49,11 +50,11 @@ class Kept(list[watch.Findings]):
 
 
 def train(values: dict[str, Any], data: Path, out: Path, watching: watch.Watch | None) -> list:
-    """Train, keep the checkpoint of every tick, and return the reports without their seconds."""
+    """Train, keep the checkpoint of every tick, and return the reports but for the clock's."""
     reports = []
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
-        reports.append({key: value for key, value in metrics.items() if key != "seconds"})
+        reports.extend(timeless([metrics]))
         if folder is not None:
             shutil.copytree(folder, out / str(int(metrics["tick"])))
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from aiornot.config import TICKS, TrainConfig, WorkError
 from aiornot.training import augment, loader, metrics, ranks, snapshot
+from aiornot.training.gauge import Gauge
 from aiornot.training.run import Run, start
 from aiornot.training.watch import Probe, Watch
 
@@ -83,16 +84,11 @@ def train(
         for lost in run.reports[min(told, run.tick - 1) :]:
             report(dict(lost), None)
     run.micro_batch = min(run.micro_batch, micro_batch or run.micro_batch)
-    while run.tick < TICKS and not (run.reports and run.reports[-1].get("diverged")):
-        started = time.perf_counter()
-        probe = watch.probe(run.tick + 1) if watch is not None else None
-        losses, logits, labels = _train_tick(run, probe)
-        values = _measure(run, losses, logits, labels)
-        run.reports.append(values | {"seconds": time.perf_counter() - started})
-        if watch is not None and probe is not None:
-            watch.keep(probe.findings(run))
-        with _snapshot(run) as folder:
-            report(dict(run.reports[-1]), folder)
+    with Gauge(device) as gauge:
+        while run.tick < TICKS and not (run.reports and run.reports[-1].get("diverged")):
+            _tick(run, gauge, watch)
+            with _snapshot(run) as folder:
+                report(dict(run.reports[-1]), folder)
 
 
 def steps(run: Run, count: int) -> Iterator[torch.Tensor]:
@@ -103,6 +99,18 @@ def steps(run: Run, count: int) -> Iterator[torch.Tensor]:
     run.parallel.train()
     for step, images, targets in _batches(run, 0, count):
         yield _step(run, step, images, targets)[0]
+
+
+def _tick(run: Run, gauge: Gauge, watch: Watch | None) -> None:
+    """Train and evaluate up to the next tick, and add its report to the run's."""
+    started = time.perf_counter()
+    gauge.start()
+    probe = watch.probe(run.tick + 1) if watch is not None else None
+    loss, logits, labels = _train_tick(run, probe)
+    values = _measure(run, gauge, loss, logits, labels) | gauge.read()
+    run.reports.append(values | {"seconds": time.perf_counter() - started})
+    if watch is not None and probe is not None:
+        watch.keep(probe.findings(run))
 
 
 def _train_tick(
@@ -242,10 +250,11 @@ def _autocast(run: Run) -> AbstractContextManager[Any]:
 
 
 def _measure(
-    run: Run, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+    run: Run, gauge: Gauge, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, float]:
     """Evaluate and return the report of this tick; the one place where the host waits."""
     train_loss = ranks.mean(loss)
+    gauge.trained((run.end_of(run.tick) - run.end_of(run.tick - 1)) * run.config.batch_size)
     ranks.share_buffers(run.module)
     if run.ema is not None:
         ranks.share_buffers(run.ema.module)
