@@ -70,6 +70,7 @@ ORDER = [
     "training.pace",
     "training.job",
     "training.trace",
+    "training.errands",
     "training.track",
     "training.ray_worker",
     "tuning.space",
@@ -84,6 +85,7 @@ ORDER = [
     "tuning.record",
     "tuning.retention",
     "tuning.twins",
+    "tuning.mirror",
     "tuning.spending",
     "tuning.board",
     "tuning.tables",
@@ -129,7 +131,10 @@ ORDER = [
 
 HOMES = {
     "wandb": {"training.track"},
-    "optuna": {"tuning.space", "tuning.narrow", "tuning.importance", "tuning.ray_search"},
+    "optuna": {
+        *("tuning.space", "tuning.narrow", "tuning.importance", "tuning.mirror"),
+        "tuning.ray_search",
+    },
     "h5py": {"data.hdf5"},
     "gradio": {"delivery.app"},
     "onnx": {"delivery.export"},

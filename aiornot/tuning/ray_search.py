@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from aiornot.config import TICKS
+from aiornot.tuning import mirror
 from aiornot.tuning.ledger import Ledger, Trial
 from aiornot.tuning.space import Budget, Distribution, Stage, Value, configure
 
@@ -58,7 +58,8 @@ class Suggestions(Searcher):  # type: ignore[misc]
         self._ledger = ledger
         self._job = dict(job)
         self._study = optuna.create_study(direction="maximize")
-        self._study.add_trials([_frozen(t, plan.space) for t in trials if t.state != "running"])
+        ended = [trial for trial in trials if trial.state != "running"]
+        self._study.add_trials([mirror.frozen(trial, plan.space) for trial in ended])
         self._unfinished = [trial for trial in trials if trial.state == "running"]
         known = {trial.number for trial in trials}
         self._missing = [number for number in range(plan.num_trials) if number not in known]
@@ -118,7 +119,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
     def tell(self, trial: Trial) -> None:
         """Tell Optuna how a trial ended: complete, pruned or failed."""
         asked = self._asked.pop(trial.id)
-        state, value = _outcome(trial)
+        state, value = mirror.outcome(trial)
         for tick in trial.ticks:
             asked.report(float(tick[METRIC]), step=int(tick[TIME_ATTRIBUTE]))
         self._study.tell(asked, values=value, state=state)
@@ -140,25 +141,6 @@ def _sampler(stage: Stage, number: int) -> optuna.samplers.BaseSampler:
     if stage.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
-
-
-def _outcome(trial: Trial) -> tuple[TrialState, float | None]:
-    if trial.state == "finished" and math.isfinite(trial.score):
-        return TrialState.COMPLETE, trial.score
-    if trial.state == "stopped":
-        return TrialState.PRUNED, None
-    return TrialState.FAIL, None
-
-
-def _frozen(trial: Trial, space: Mapping[str, Distribution]) -> optuna.trial.FrozenTrial:
-    state, value = _outcome(trial)
-    return optuna.trial.create_trial(
-        state=state,
-        value=value,
-        params=trial.params,
-        distributions={name: space[name] for name in trial.params},
-        intermediate_values={int(t[TIME_ATTRIBUTE]): float(t[METRIC]) for t in trial.ticks},
-    )
 
 
 @dataclasses.dataclass(frozen=True)
