@@ -15,6 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 from conftest import run_verb
+from test_events import as_kept, curves
+from test_mirror import assert_mirrored, read
+from test_track import assert_tracked, of_ledger
+from test_track import read as read_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -86,7 +90,7 @@ def walk(ray_cluster, tmp_path_factory) -> SimpleNamespace:
         prepared = run_verb(
             *("prepare", "parquet", "--out", "prepared", "--size", "64", "--geometry", "crop")
         )
-        tuned = run_verb("tune", "mine", "--data", "prepared")
+        tuned = run_verb("tune", "mine", "--data", "prepared", "--tensorboard")
     return SimpleNamespace(home=home, chain=chain, prepared=prepared, tuned=tuned)
 
 
@@ -132,10 +136,48 @@ def test_checkpoints_lie_where_the_relative_storage_says(walk):
         assert [folder.name for folder in home.iterdir()] == [f"tick_{int(last['best_tick']):02d}"]
 
 
-def test_wandb_has_one_offline_run_per_trial_without_an_account(walk):
-    runs = list((walk.home / "runs/mine/wandb/wandb").glob("offline-run-*"))
-    assert len(runs) == 6
-    assert all(list(run.glob("*.wandb"))[0].stat().st_size > 500 for run in runs)
+LABELS = {
+    "explore": ("explore", "search", ["full"]),
+    "exploit": ("exploit", "search", ["full"]),
+    "final": ("final", "retrain", ["full", "final"]),
+}
+"""Group, job type and tags of a stage's runs."""
+
+
+def assert_told(root: Path, trial: dict, *, tensorboard: bool) -> dict:
+    """Compare what W&B, TensorBoard and Optuna are told of a trial with the ledger."""
+    stage = trial["id"].split("-")[0]
+    record = json.loads((root / stage / "stage.json").read_text())
+    told = assert_tracked(root / "wandb", trial, record["run"])
+    assert (told["group"], told["job_type"], told["tags"]) == LABELS[stage]
+    if tensorboard:
+        found = curves(root / "tensorboard" / f"{trial['id']}-{record['run']}")
+        assert found == as_kept(of_ledger(trial["ticks"]))
+    if LABELS[stage][1] == "search":
+        assert_mirrored(read(root / stage / "optuna.journal"), root / stage)
+    return told
+
+
+def test_every_value_of_the_ledger_is_tracked(walk):
+    """Without an account W&B has one offline file per trial."""
+    root = walk.home / "runs/mine"
+    trials = read_trials(root)
+    for trial in trials.values():
+        told = assert_told(root, trial, tensorboard=True)
+        assert all(tick["device/images_per_second"] > 0 for tick in told["history"])
+    assert len(list(root.rglob("*.wandb"))) == len(trials)
+    assert f"wandb sync {root.relative_to(walk.home)}/wandb/wandb/offline-run-*" in walk.tuned.err
+    assert "tensorboard --logdir runs/mine/tensorboard" in walk.tuned.err
+
+
+def test_the_bundle_is_an_artifact_of_its_trial(walk):
+    root = walk.home / "runs/mine"
+    files = {path.name: path.read_bytes() for path in (root / "bundle").iterdir()}
+    (path,) = root.rglob("run-final-000-*.wandb")
+    told = read_run(path)
+    (kind, kept) = told["artifacts"]["mine-model"]
+    assert kind == "model" and {"bundle.json", "config.json", "model.safetensors"} <= set(kept)
+    assert {name: Path(path).read_bytes() for name, path in kept.items()} == files
 
 
 def test_tuning_again_runs_nothing(at_home):
@@ -175,7 +217,15 @@ def test_the_test_split_is_opened_once_and_then_recorded(at_home):
     assert low <= first["metrics"]["auroc"] <= high
     second = run_verb(*command, "--json")
     assert json.loads(second.out) == first and "recorded" in second.err
-    assert "opened 1 time(s) before" in run_verb(*command, "--again").err
+    again = run_verb(*command, "--again")
+    assert "opened 1 time(s) before" in again.err and "wandb sync" in again.err
+    root = at_home.home / "runs/mine"
+    told = assert_told(root, read_trials(root)["final-000"], tensorboard=True)
+    scores = {
+        f"test/{name}": value for name, value in first["metrics"].items() if value is not None
+    }
+    assert scores.items() <= told["summary"].items()
+    assert [told["summary"][f"test/auroc/{end}"] for end in ("low", "high")] == [low, high]
 
 
 def test_images_from_the_source_are_predicted(at_home):
@@ -200,8 +250,8 @@ def test_a_finished_stage_is_extended_by_the_missing_trials_alone(at_home):
     assert {name: after[name] for name in before} == before
 
 
-def start_tune(home: Path, log: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "WANDB_MODE": "disabled"}
+def start_tune(home: Path, log: Path, *, wandb: str = "disabled") -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "WANDB_MODE": wandb}
     command = [sys.executable, "-m", "aiornot", "tune", "mine", "--data", "prepared"]
     with log.open("wb") as stream:
         return subprocess.Popen(command, cwd=home, stderr=stream, stdout=stream, env=environment)
@@ -238,16 +288,19 @@ def test_a_killed_driver_goes_on_where_it_was_and_ends_as_if_never_killed(
         trials = read_trials(home / "runs/mine")
         return any(len(t["ticks"]) in range(3, 14) for i, t in trials.items() if stage in i)
 
-    process = start_tune(home, log)
+    process = start_tune(home, log, wandb="offline")
     wait_for(is_halfway, process, log)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = read_trials(home / "runs/mine")
-    assert start_tune(home, log).wait() == 0, log.read_text()
+    assert start_tune(home, log, wandb="offline").wait() == 0, log.read_text()
     after = read_trials(home / "runs/mine")
     for name, trial in before.items():
         assert after[name]["ticks"][: len(trial["ticks"])] == trial["ticks"]  # none run twice
     assert "goes on after tick" in log.read_text()
+    for name in before.keys() | {"final-000"}:
+        if stage in name:
+            assert_told(home / "runs/mine", after[name], tensorboard=False)
     # Of the other stage nothing is asked: near ties go to the trial that took fewer seconds.
     assert results(after, stage) == results(read_trials(whole / "runs/mine"), stage)
 

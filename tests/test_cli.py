@@ -87,6 +87,7 @@ def test_the_options_are_frozen():
         "--profiler",
         "--rule",
         "--set",
+        "--tensorboard",
         "--wandb",
         "--watch",
         "--weights",

@@ -72,13 +72,18 @@ def whole(path) -> list:
 
 def read(path) -> dict:
     """Return what a file says of its run."""
-    told = {"history": [], "summary": {}}
+    told = {"history": [], "summary": {}, "artifacts": {}}
     for record in whole(path):
         if record.HasField("run"):
             run = record.run
             told |= {"id": run.run_id, "name": run.display_name, "group": run.run_group}
-            told |= {"tags": list(run.tags), "project": run.project}
+            told |= {"tags": list(run.tags), "project": run.project, "job_type": run.job_type}
             told["config"] = values_of(run.config.update)
+        if record.HasField("config"):
+            told["config"] |= values_of(record.config.update)
+        if record.HasField("artifact"):
+            files = {entry.path: entry.local_path for entry in record.artifact.manifest.contents}
+            told["artifacts"][record.artifact.name] = (record.artifact.type, files)
         if record.HasField("history"):
             told["history"].append(values_of(record.history.item))
             assert told["history"][-1]["tick"] == record.history.step.num
@@ -94,6 +99,30 @@ def values_of(items) -> dict:
 
 def files_of(folder, run_id) -> list:
     return sorted(folder.rglob(f"run-{run_id}.wandb"))
+
+
+def of_ledger(ticks) -> list:
+    """Return the ticks of a trial's JSON as they are tracked: null there is NaN here."""
+    return [{k: math.nan if v is None else v for k, v in tick.items()} for tick in ticks]
+
+
+def in_order(ticks) -> str:
+    """Return a text of all numbers: NaN is not equal to itself, and W&B writes 0.0 as 0."""
+    return repr([sorted((name, float(value)) for name, value in tick.items()) for tick in ticks])
+
+
+def assert_tracked(folder, trial, run, *, also="nothing") -> dict:
+    """Compare all that the newest file of a trial's run says with its JSON in the ledger.
+
+    But for what begins with ``also``, which does not come from there.
+    """
+    told = read(files_of(folder, f"{trial['id']}-{run}")[-1])
+    history = [{k: v for k, v in t.items() if not k.startswith(also)} for t in told["history"]]
+    assert in_order(history) == in_order(of_ledger(trial["ticks"]))
+    assert told["config"] == trial["config"] | {"effective": trial["effective"]}
+    assert told["summary"]["state"] == trial["state"]
+    assert told["summary"]["score"] == trial["ticks"][-1]["score"]
+    return told
 
 
 def metrics(tick, **changes) -> dict:
@@ -141,7 +170,7 @@ def test_two_trials_side_by_side_are_written_whole(tmp_path, monkeypatch):
             tracker.end("explore-001-ab", {"state": "stopped", "reason": "", "score": 1.25})
     tracker.end("explore-000-ab", {"state": "finished", "reason": "", "score": 1.0})
     tracker.close()
-    assert not tracker._thread.is_alive()
+    assert not tracker._errands.thread.is_alive()
     states = {"explore-000-ab": "finished", "explore-001-ab": "stopped"}
     for run_id, ticks in given.items():
         (path,) = files_of(tmp_path / "wandb", run_id)
@@ -159,12 +188,12 @@ def test_two_trials_side_by_side_are_written_whole(tmp_path, monkeypatch):
 def test_after_a_restart_the_file_holds_the_earlier_ticks_too(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     ticks = [metrics(tick) for tick in range(1, 7)]
-    before = Tracker("aiornot", tmp_path / "before")
+    before = Tracker("aiornot", tmp_path)
     start(before, "explore-000-cd")
     for values in ticks[:4]:
         before.tick("explore-000-cd", values)
     before.close()  # without an end
-    after = Tracker("aiornot", tmp_path / "after")
+    after = Tracker("aiornot", tmp_path)
     kept = ticks[:4]
     start(after, "explore-000-cd", ticks=kept)
     for values in ticks[4:]:
@@ -172,10 +201,31 @@ def test_after_a_restart_the_file_holds_the_earlier_ticks_too(tmp_path, monkeypa
         after.tick("explore-000-cd", values)
     after.end("explore-000-cd", {"state": "stopped", "score": math.nan})
     after.close()
-    (old,) = files_of(tmp_path / "before", "explore-000-cd")
-    (new,) = files_of(tmp_path / "after", "explore-000-cd")
-    assert read(old)["history"] == ticks[:4]
-    assert read(new)["history"] == ticks
+    (path,) = files_of(tmp_path, "explore-000-cd")
+    assert read(path)["history"] == ticks
+
+
+def test_an_empty_file_of_a_killed_process_is_gone_when_its_run_has_ended(tmp_path, monkeypatch):
+    """One such file, and ``wandb sync`` sends nothing at all."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    torn = tmp_path / "wandb" / "offline-run-20260101_000000-torn" / "run-torn.wandb"
+    other = tmp_path / "wandb" / "offline-run-20260101_000000-torn-torn" / "run-torn-torn.wandb"
+    for path in (torn, other):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b":W&B" + bytes(3))
+    tracker = Tracker("aiornot", tmp_path)
+    assert tracker.lacks("torn")
+    start(tracker, "torn", ticks=[metrics(1)])
+    tracker.end("torn", {"state": "stopped"})
+    tracker.close()
+    assert not torn.exists() and other.exists()
+    assert len(files_of(tmp_path, "torn")) == 1
+    other_time = Tracker("aiornot", tmp_path)
+    start(other_time, "interrupted")
+    other_time.close()
+    assert other_time.lacks("interrupted")
+    assert not tracker.lacks("torn") and not Tracker("aiornot", tmp_path).lacks("torn")
+    assert tracker.lacks("torn-torn") and not Tracker("aiornot", tmp_path, mode="off").lacks("x")
 
 
 def test_a_histogram_is_written_as_one(tmp_path, monkeypatch):
@@ -202,10 +252,15 @@ def test_what_a_watched_run_found_is_tracked_also_after_a_restart(easy, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(strips, "draw", lambda found, path: found.tick == 3 and stop())
-        assert run_verb("train", *arguments, "--wandb", "off").code == 1
+        result = run_verb("train", *arguments)
+    assert result.code == 1 and f"wandb sync {tmp_path}/run/wandb/wandb/offline" in result.err
     assert run_verb("train", *arguments).code == 0
-    (path,) = (tmp_path / "run").rglob("*.wandb")
+    (path,) = (tmp_path / "run").rglob("*.wandb")  # of three: interrupted, trained, delivered
     history = read(path)["history"]
+    (trial,) = (json.loads(path.read_text()) for path in tmp_path.glob("run/trials/*.json"))
+    told = assert_tracked(tmp_path, trial, trial["params"]["run"], also="probe/")
+    assert (told["group"], told["job_type"], told["tags"]) == ("train", "train", ["easy"])
+    assert told["artifacts"]["run-model"][0] == "model"
     assert [told["tick"] for told in history] == list(range(1, 17))
     seen = [told["tick"] for told in history if "probe/grad_norm" in told]
     assert seen == [1, 3]
@@ -265,6 +320,9 @@ class FakeRun:
         self.fake.maybe_fail("log")
         self.logged.append((step, values))
 
+    def log_artifact(self, artifact):
+        self.fake.maybe_fail("log_artifact")
+
     def finish(self):
         self.fake.maybe_fail("finish")
         self.finished = True
@@ -279,6 +337,9 @@ class FakeWandb(types.ModuleType):
 
     def Settings(self, **settings):  # noqa: N802  # its name in wandb
         return settings
+
+    def Artifact(self, name, type):  # noqa: N802
+        return types.SimpleNamespace(name=name, type=type, add_file=lambda *_, **__: None)
 
     def init(self, **settings):
         time.sleep(self.wait)
@@ -313,7 +374,7 @@ def test_a_failure_of_wandb_is_one_warning_and_nothing_else(tmp_path, fake, capl
     assert [record.getMessage() for record in caplog.records] == [
         f"W&B is switched off: {where} failed"
     ]
-    assert not tracker._thread.is_alive()
+    assert not tracker._errands.thread.is_alive()
     tracker.tick("a", metrics(2))  # nor does anything after that
     tracker.close()
 
@@ -359,8 +420,8 @@ def test_a_dead_wandb_holds_up_the_end_for_so_long_only(tmp_path, fake, monkeypa
     began = time.monotonic()
     tracker.close()
     assert time.monotonic() - began < 1.0
-    assert tracker._thread.daemon
-    tracker._thread.join()
+    assert tracker._errands.thread.daemon
+    tracker._errands.thread.join()
 
 
 def test_what_is_changed_after_it_was_given_is_written_as_it_was_given(tmp_path, fake):

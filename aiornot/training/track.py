@@ -4,21 +4,22 @@ The writing happens in a thread of its own, so that a slow or dead W&B never hol
 Without an account it writes offline files; ``wandb sync`` sends them later. The only wandb import.
 """
 
+import glob
 import importlib.util
-import logging
 import netrc
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from aiornot.config import InputError
+from aiornot.training.errands import Errands, Job
 from aiornot.training.watch import EDGES, Histogram
 
 Metrics = Mapping[str, Any]
@@ -27,11 +28,36 @@ EFFECTIVE = "effective"
 """Among the metrics: what was built, read back from it. It goes into a run's configuration."""
 
 CLOSE_SECONDS = 60.0
-"""How long to wait for the last reports at the end of a stage."""
+"""How long to wait at the end for the last reports."""
+
+SLOWEST = 1e6
+"""Bytes of a model that are to be sent in a second, or it is given up."""
+
+
+class Tracks(Protocol):
+    """Where reports of trials go; W&B is one, event files are another."""
+
+    def lacks(self, run_id: str) -> bool: ...
+    def start(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        group: str,
+        tags: Iterable[str],
+        config: Mapping[str, Any],
+        job_type: str = "",
+        ticks: Iterable[Metrics] = (),
+    ) -> None: ...
+    def tick(self, run_id: str, metrics: Metrics) -> None: ...
+    def end(self, run_id: str, summary: Metrics) -> None: ...
+    def close(self) -> str: ...
 
 
 class Tracker:
     """One W&B run per trial: run id = the trial's own id, group = its stage.
+
+    Nothing is begun, no folder and no thread, before there is something to write.
 
     Args:
         project: Name of the W&B project.
@@ -41,15 +67,16 @@ class Tracker:
 
     def __init__(self, project: str, folder: Path, *, mode: str = "auto") -> None:
         self.mode = resolve_mode(mode)
+        self.folder = folder
         self._project = project
-        self._folder = folder
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._errands = Errands("W&B", at_end=self._finish_all)
         self._runs: dict[str, Any] = {}
-        self._broken = False
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        if self.mode != "off":
-            folder.mkdir(parents=True, exist_ok=True)
-            self._thread.start()
+        self._ended = Ended(folder)
+        self._patience = CLOSE_SECONDS
+
+    def lacks(self, run_id: str) -> bool:
+        """Whether a run is to be written here and was never written to its end."""
+        return self.mode != "off" and run_id not in self._ended
 
     def start(
         self,
@@ -59,14 +86,22 @@ class Tracker:
         group: str,
         tags: Iterable[str],
         config: Mapping[str, Any],
+        job_type: str = "",
         ticks: Iterable[Metrics] = (),
     ) -> None:
         """Open a trial's run; ``ticks`` are those from before a restart.
 
-        Offline a restart opens a new file, so they are all written again; online, those that did
-        not reach the server before the driver died. Either way the curve has no gap.
+        Offline a restart opens a new file, so they are all written again, and at its end it
+        replaces the older one; online, those that did not reach the server before the driver died.
+        Either way the curve has no gap.
         """
-        settings = {"name": name, "group": group, "tags": list(tags), "config": dict(config)}
+        settings = {
+            "name": name,
+            "group": group,
+            "job_type": job_type or None,
+            "tags": list(tags),
+            "config": dict(config),
+        }
         earlier = [dict(metrics) for metrics in ticks]
         self._put(lambda: self._open(run_id, settings, earlier))
 
@@ -75,45 +110,56 @@ class Tracker:
         values = dict(metrics)
         self._put(lambda: _log(self._runs[run_id], values))
 
+    def model(
+        self, run_id: str, *, name: str, files: Sequence[Path], then: Job = lambda: None
+    ) -> None:
+        """Log files as an artifact of type ``model``.
+
+        They are linked or copied first: what is sent later, from offline files, is what was given.
+
+        Args:
+            run_id: A run that is open.
+            name: Of the artifact; W&B counts its versions.
+            files: Of a delivered model.
+            then: Done when W&B has taken it.
+        """
+        self._patience += sum(path.stat().st_size for path in files) / SLOWEST
+
+        def log() -> None:
+            kept = _kept(files, self.folder / "models")
+            _log_model(self._runs[run_id], name, kept)
+            then()
+
+        self._put(log)
+
     def end(self, run_id: str, summary: Metrics) -> None:
+        """Close a run; ``summary`` is what is shown of it beside its last values."""
         values = dict(summary)
-        self._put(lambda: self._finish(run_id, values))
+        self._put(lambda: self._end(run_id, values))
 
     def close(self) -> str:
         """Write what is left, giving up after a minute; say how offline runs are sent."""
-        if self._thread.is_alive():
-            self._jobs.put(None)
-            self._thread.join(CLOSE_SECONDS)
-        if self.mode != "offline" or not any(self._folder.glob("wandb/offline-run-*")):
+        is_whole = self._errands.close(self._patience)
+        if not self._errands.has_begun:
             return ""
-        return f"W&B ran offline; to send its runs: wandb sync {self._folder}/wandb/offline-run-*"
+        hints = [] if is_whole else [f"W&B did not take all within {self._patience:.0f} s"]
+        if self.mode == "offline" and any(self.folder.glob("wandb/offline-run-*")):
+            runs = f"{self.folder}/wandb/offline-run-*"
+            hints.append(f"W&B ran offline; to send its runs: wandb sync {runs}")
+        return "; ".join(hints)
 
-    def _put(self, job: Callable[[], None]) -> None:
-        if self.mode != "off" and not self._broken:
-            self._jobs.put(job)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if not self._broken:
-                self._try(job)
-        for run_id in list(self._runs):
-            self._try(partial(self._finish, run_id, {}))
-
-    def _try(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except Exception as error:  # tracking must never cost a trial
-            if not self._broken:
-                logging.getLogger(__name__).warning("W&B is switched off: %s", error)
-            self._broken = True
+    def _put(self, job: Job) -> None:
+        if self.mode != "off":
+            self._errands.put(job)
 
     def _open(self, run_id: str, settings: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
         import wandb
 
+        self.folder.mkdir(parents=True, exist_ok=True)
         run = self._runs[run_id] = wandb.init(
             project=self._project,
             id=run_id,
-            dir=str(self._folder),
+            dir=str(self.folder),
             mode="offline" if self.mode == "offline" else "online",
             resume="allow",
             reinit="create_new",  # runs of several trials are open at once
@@ -125,11 +171,76 @@ class Tracker:
             if int(metrics["tick"]) >= next_step:
                 _log(run, metrics)
 
+    def _end(self, run_id: str, summary: dict[str, Any]) -> None:
+        if run_id in self._runs:
+            self._finish(run_id, summary)
+            self._ended.add(run_id)
+
     def _finish(self, run_id: str, summary: dict[str, Any]) -> None:
-        run = self._runs.pop(run_id, None)
-        if run is not None:
-            run.summary.update(summary)
-            run.finish()
+        run = self._runs.pop(run_id)
+        run.summary.update(summary)
+        run.finish()
+        if self.mode == "offline":
+            self._remove_older(run_id)
+
+    def _remove_older(self, run_id: str) -> None:
+        """Remove the offline files that the newest of a run stands for.
+
+        That of a process that was killed is empty or torn, and ``wandb sync`` (0.31) sends nothing
+        of any run if one of its files is empty.
+        """
+        name = f"wandb/offline-run-*/run-{glob.escape(run_id)}.wandb"
+        for older in sorted(self.folder.glob(name))[:-1]:  # their folders begin with the time
+            shutil.rmtree(older.parent, ignore_errors=True)
+
+    def _finish_all(self) -> None:
+        for run_id in list(self._runs):
+            self._errands.attempt(partial(self._finish, run_id, {}))
+
+
+class Ended:
+    """The runs that were written to their end below a folder, kept there in a file.
+
+    What a trial was told last may be lost with a killed process though the ledger has its end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "ended.txt"
+        self._runs = set(self._path.read_text().split()) if self._path.is_file() else set()
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._runs
+
+    def add(self, run_id: str) -> None:
+        if run_id not in self._runs:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{run_id}\n")
+            self._runs.add(run_id)
+
+
+def _kept(files: Iterable[Path], root: Path) -> list[Path]:
+    """Give files a second name in a new folder; a copy where the disk knows no links."""
+    root.mkdir(parents=True, exist_ok=True)
+    # Absolute: offline files are sent from any folder.
+    folder, kept = Path(tempfile.mkdtemp(dir=root.absolute())), []
+    for path in files:
+        kept.append(folder / path.name)
+        try:
+            os.link(path, kept[-1])
+        except OSError:
+            shutil.copyfile(path, kept[-1])
+    return kept
+
+
+def _log_model(run: Any, name: str, files: Iterable[Path]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(name, type="model")
+    for path in files:
+        # Immutable, or W&B would keep a copy of its own in the home folder.
+        artifact.add_file(str(path), name=path.name, policy="immutable", skip_cache=True)
+    run.log_artifact(artifact)
 
 
 def _log(run: Any, metrics: dict[str, Any]) -> None:

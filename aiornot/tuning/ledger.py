@@ -80,7 +80,11 @@ class Ledger:
 
     def __init__(self, root: str, *, observers: Sequence[Observer] = ()) -> None:
         self.root = root
-        self._observers = observers
+        self._observers = list(observers)
+
+    def observe(self, observer: Observer) -> None:
+        """Tell one more of every change from now on."""
+        self._observers.append(observer)
 
     def trial_folder(self, trial_id: str) -> str:
         """Where the checkpoints of a trial lie."""

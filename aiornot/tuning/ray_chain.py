@@ -14,9 +14,10 @@ from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5
 from aiornot.training import checkpoints, model, track
-from aiornot.tuning import meter, ray_runs, ray_tuner, spending, twins
+from aiornot.tuning import meter, mirror, ray_runs, ray_tuner, spending, tracking, twins
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Ledger, Observer, Trial
+from aiornot.tuning.mirror import Mirror
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage, models
 from aiornot.tuning.stages import load_chain
@@ -45,8 +46,10 @@ class Options:
     say: Callable[[str], None] = lambda text: None
     observe: Callable[[Stage, int, Sequence[Trial]], Observer] | None = None
     """Makes an observer of a stage's ledger, given its number of trials and those it holds."""
-    make_tracker: Callable[[], track.Tracker] | None = None
-    """Opens W&B once there is something to run."""
+    trackers: Sequence[track.Tracks] = ()
+    """W&B and the like."""
+    local: Path | None = None
+    """The chain's folder on this machine, for the mirror of each study; unsaid, there is none."""
 
     def ledger(self, stage: Stage, observers: Sequence[Observer] = ()) -> Ledger:
         return Ledger(storage.join(self.root, stage.name), observers=observers)
@@ -74,6 +77,8 @@ class Outcome:
     checkpoint: str
     data: Path
     lineage: dict[str, Any]
+    labels: tracking.Labels
+    """What W&B knows the trial by."""
 
 
 def run_chain(folder: Path, options: Options) -> Outcome | None:
@@ -165,18 +170,13 @@ def _is_finished(stage: Stage, chain: Sequence[Stage], options: Options) -> bool
 
 
 def _run_stages(stages: Sequence[Stage], chain: Sequence[Stage], options: Options) -> None:
-    tracker = options.make_tracker() if options.make_tracker else None
-    try:
-        with ray_session.connected(state_api=any(stage.nested() for stage in stages)):
-            check_workers(options.num_workers)
-            for stage in stages:
-                if _is_finished(stage, chain, options):
-                    options.say(f"{stage.name}: finished before")
-                else:
-                    _run_stage(stage, chain, options, tracker)
-    finally:
-        if tracker is not None and (hint := tracker.close()):
-            options.say(hint)
+    with ray_session.connected(state_api=any(stage.nested() for stage in stages)):
+        check_workers(options.num_workers)
+        for stage in stages:
+            if _is_finished(stage, chain, options):
+                options.say(f"{stage.name}: finished before")
+            else:
+                _run_stage(stage, chain, options)
 
 
 def check_workers(num_workers: int) -> None:
@@ -186,16 +186,16 @@ def check_workers(num_workers: int) -> None:
         raise InputError(f"--workers {num_workers}: this Ray has room for {total} at most")
 
 
-def _run_stage(
-    stage: Stage, chain: Sequence[Stage], options: Options, tracker: track.Tracker | None
-) -> None:
+def _run_stage(stage: Stage, chain: Sequence[Stage], options: Options) -> None:
     record = _open_record(stage, options)
     known = options.ledger(stage).read()
     observers: list[Observer] = []
     if options.observe is not None:
         observers.append(options.observe(stage, record["num_trials"], known))
-    if tracker is not None:
-        observers.append(_Tracking(tracker, stage, record))
+    labels = _labels(stage, chain, record)
+    observers.append(tracking.Tracking(options.trackers, labels, known=known))
+    mirrored = _mirror(stage, record, options)
+    observers += mirrored
     clock = meter.Meter(
         options.ledger(stage),
         record,
@@ -227,9 +227,19 @@ def _run_stage(
             tick_seconds=options.tick_seconds,
         )
     clock.close()
+    for each in mirrored:
+        each.close()
     trials = ledger.read()
     _check_end(stage, trials, record, ledger.root)
     options.say(f"{stage.name}: {_ends(trials)}; {time.monotonic() - started:.0f} s")
+
+
+def _mirror(stage: Stage, record: Record, options: Options) -> list[Mirror]:
+    if options.local is None or not stage.searches():
+        return []
+    path = options.local / stage.name / mirror.NAME
+    space = records.space_of(record)
+    return [Mirror(path, name=stage.name, space=space, read=options.ledger(stage).read)]
 
 
 def _open_record(stage: Stage, options: Options) -> Record:
@@ -322,6 +332,7 @@ def _outcome(stages: Sequence[Stage], options: Options) -> Outcome:
             "scores": {trial.id: trial.score for _, trial in rivals},
             "seeds": {trial.id: trial.config["seed"] for _, trial in rivals},
         },
+        labels=_labels(stage, stages, options.ledger(stage).read_stage() or {}),
     )
 
 
@@ -335,32 +346,14 @@ def _rivals(last: Stage, options: Options) -> list[tuple[Stage, Trial]]:
     return rivals + [(last.after, trial) for trial in earlier if trial.id in origins]
 
 
-class _Tracking:
-    """An observer that hands the ledger's changes to W&B."""
-
-    def __init__(self, tracker: track.Tracker, stage: Stage, record: Record) -> None:
-        self._tracker = tracker
-        self._stage = stage
-        # A trial's id is unique in its stage only; a W&B run's must be in the whole project.
-        self._suffix = record["run"]
-
-    def _id(self, trial: Trial) -> str:
-        return f"{trial.id}-{self._suffix}"
-
-    def begin(self, trial: Trial) -> None:
-        kind = [] if self._stage.searches() else ["candidate"]
-        self._tracker.start(
-            self._id(trial),
-            name=trial.id,
-            group=self._stage.name,
-            tags=[self._stage.data, *kind],
-            config=trial.config,
-            ticks=trial.ticks,
-        )
-
-    def tick(self, trial: Trial, metrics: dict[str, Any]) -> None:
-        self._tracker.tick(self._id(trial), metrics | {"effective": trial.effective})
-
-    def end(self, trial: Trial) -> None:
-        summary = {"state": trial.state, "reason": trial.reason, "score": trial.score}
-        self._tracker.end(self._id(trial), summary)
+def _labels(stage: Stage, chain: Sequence[Stage], record: Record) -> tracking.Labels:
+    """Return what W&B knows the trials of a stage by."""
+    tags: list[str] = [stage.data]
+    if not stage.searches():
+        tags.append("final" if stage.name == chain[-1].name else "candidate")
+    return tracking.Labels(
+        run=record["run"],
+        group=stage.name,
+        job_type="search" if stage.searches() else "retrain",
+        tags=tags,
+    )

@@ -8,6 +8,10 @@ import typer
 from aiornot.config import InputError, TrainConfig
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+WandbOption = Annotated[str, typer.Option(help="auto, or off.")]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Write event files for TensorBoard, too.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
 RuleOption = Annotated[
     str | None,

@@ -13,7 +13,7 @@ import typer
 
 from aiornot.config import InputError, WorkError
 from aiornot.verbs import common
-from aiornot.verbs.common import DataOption, DeviceOption, JsonOption
+from aiornot.verbs.common import DataOption, DeviceOption, JsonOption, WandbOption
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a delivered model.")]
 
@@ -67,18 +67,22 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     again: Annotated[bool, typer.Option("--again", help="Score anew what is recorded.")] = False,
     device: DeviceOption = "auto",
+    wandb: WandbOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Score a delivered model on a split; opening the test split is recorded in the bundle.
 
-    A score that is recorded already is shown and not made again.
+    A score that is recorded already is shown and not made again. That of the test split goes into
+    the W&B run of the trial that was delivered.
 
     Example: aiornot evaluate runs/fast/bundle --data data/prepared
     """
     from aiornot import console
     from aiornot.delivery import evaluate as evaluating
-    from aiornot.delivery import manifest
+    from aiornot.delivery import manifest, registry
+    from aiornot.training import track
 
+    track.resolve_mode(wandb)
     profile = manifest.read(bundle)["data"]["profile"]
     path = common.prepared(data, profile)
     result = None if again else evaluating.recorded(bundle, data=path, split=split)
@@ -95,6 +99,8 @@ def evaluate(
                 f"the test split was opened {result['opened_before']} time(s) before for this "
                 "bundle: a choice made after seeing it makes this score too good"
             )
+        if hint := registry.evaluated(bundle, result, mode=wandb):
+            console.say(hint)
     if as_json:
         console.print_json(result)
         return

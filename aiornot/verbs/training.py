@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,13 @@ import typer
 
 from aiornot.config import InputError, TrainConfig, WorkError
 from aiornot.verbs import common
-from aiornot.verbs.common import DeviceOption, JsonOption, RuleOption
+from aiornot.verbs.common import (
+    DeviceOption,
+    JsonOption,
+    RuleOption,
+    TensorboardOption,
+    WandbOption,
+)
 
 _SWITCH = {"auto": None, "on": True, "off": False}
 
@@ -38,7 +45,8 @@ def train(
     ] = None,
     rule: RuleOption = None,
     device: DeviceOption = "auto",
-    wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+    wandb: WandbOption = "auto",
+    tensorboard: TensorboardOption = False,
 ) -> None:
     """Train one configuration here and now, without Ray; the same command resumes it.
 
@@ -46,9 +54,10 @@ def train(
     """
     from aiornot import console
     from aiornot.data import hdf5
-    from aiornot.delivery import bundle
-    from aiornot.training import checkpoints, job, strips, trace, track
+    from aiornot.delivery import bundle, registry
+    from aiornot.training import checkpoints, job, strips, trace
     from aiornot.training import watch as watching
+    from aiornot.tuning import tracking
     from aiornot.tuning.ledger import Ledger
 
     if compile_augment not in _SWITCH:
@@ -64,65 +73,65 @@ def train(
     common.check_folders({"--out": out, "--profiler": profiler})
     common.check_trainable(config, path)
     place = common.torch_device(device)
-    tracker = track.Tracker("aiornot", out / "wandb", mode=wandb)
-    with console.observing() as observe:
-        ledger = Ledger(str(out), observers=[observe("train", 1, each_tick=True)])
-        trial = _only_trial(ledger, config, hdf5.attributes(path)["settings"])
-        probes = out / "probes"
-        if trial.state == "running":
-            ledger.rewind(trial)
-            if not trial.ticks:  # another run may have begun here
-                watching.clear(probes)
-            run_id = f"{trial.id}-{trial.params['run']}"
-            tracker.start(
-                run_id,
-                name=str(out),
+    with tracking.opened(out, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers:
+        with console.observing() as observe:
+            ledger = Ledger(str(out), observers=[observe("train", 1, each_tick=True)])
+            trial = _only_trial(ledger, config, hdf5.attributes(path)["settings"])
+            labels = tracking.Labels(
+                run=trial.params["run"],
                 group="train",
+                job_type="train",
                 tags=[path.stem],
-                config=trial.config,
-                ticks=[tick | watching.logged(probes, int(tick["tick"])) for tick in trial.ticks],
+                name=str(out),
             )
-            ledger.begin(trial)
+            probes = out / "probes"
+            more = partial(watching.logged, probes)
+            ledger.observe(tracking.Tracking(trackers.all, labels, more=more, known=[trial]))
+            if trial.state == "running":
+                ledger.rewind(trial)
+                if not trial.ticks:  # another run may have begun here
+                    watching.clear(probes)
+                ledger.begin(trial)
+                with trace.profiled(profiler) if profiler else nullcontext():
+                    job.run(
+                        trial.config,
+                        data=path,
+                        device=place,
+                        root=ledger.trial_folder(trial.id),
+                        tell=partial(ledger.tick, trial),
+                        told=trial.tick,
+                        compile_augment=_SWITCH[compile_augment],
+                        watch=strips.watch(watched, probes),
+                    )
+                ledger.end(trial)
+            elif watched:
+                console.say(f"{out} was finished before: nothing is left to watch")
+        if trial.state != "finished":
+            raise WorkError(f"{out}: the trial {trial.state}: {trial.reason}")
+        if overfit_one_batch:
+            _check_by_heart(trial, out)
+            return
+        tick = int(trial.last("best_tick"))
+        best = Path(checkpoints.folder_of(ledger.trial_folder(trial.id), tick))
+        lineage = {"trial": trial.id, "tick": tick, "folder": str(out)}
+        delivered = bundle.write(
+            best, out / "bundle", data=path, device=place, rule=rule, lineage=lineage
+        )
+        common.print_bundle(delivered)
+        registry.deliver(trackers.wandb, delivered, trial, labels, more=more)
 
-            def tell(metrics: dict[str, float]) -> None:
-                ledger.tick(trial, metrics)
-                tracker.tick(run_id, metrics | watching.logged(probes, int(metrics["tick"])))
 
-            root = ledger.trial_folder(trial.id)
-            with trace.profiled(profiler) if profiler else nullcontext():
-                job.run(
-                    trial.config,
-                    data=path,
-                    device=place,
-                    root=root,
-                    tell=tell,
-                    told=trial.tick,
-                    compile_augment=_SWITCH[compile_augment],
-                    watch=strips.watch(watched, probes),
-                )
-            ledger.end(trial)
-            tracker.end(run_id, {"state": trial.state, "score": trial.score})
-        elif watched:
-            console.say(f"{out} was finished before: nothing is left to watch")
-    if hint := tracker.close():
-        console.say(hint)
-    if trial.state != "finished":
-        raise WorkError(f"{out}: the trial {trial.state}: {trial.reason}")
-    if overfit_one_batch:
-        loss = trial.last("train/loss")
-        if loss > job.BY_HEART:
-            raise WorkError(
-                f"{out}: after {config.epochs} steps on one batch the loss is {loss:.4f}, above "
-                f"{job.BY_HEART}: raise lr, or look for what keeps this model from learning"
-            )
-        console.say(f"one batch is known by heart: loss {loss:.4f} after {config.epochs} steps")
-        return
-    best = checkpoints.folder_of(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
-    lineage = {"trial": trial.id, "tick": int(trial.last("best_tick")), "folder": str(out)}
-    delivered = bundle.write(
-        Path(best), out / "bundle", data=path, device=place, rule=rule, lineage=lineage
-    )
-    common.print_bundle(delivered)
+def _check_by_heart(trial: Any, out: Path) -> None:
+    from aiornot import console
+    from aiornot.training import job
+
+    loss, epochs = trial.last("train/loss"), trial.config["epochs"]
+    if loss > job.BY_HEART:
+        raise WorkError(
+            f"{out}: after {epochs} steps on one batch the loss is {loss:.4f}, above "
+            f"{job.BY_HEART}: raise lr, or look for what keeps this model from learning"
+        )
+    console.say(f"one batch is known by heart: loss {loss:.4f} after {epochs} steps")
 
 
 def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:

@@ -10,7 +10,7 @@ import typer
 
 from aiornot.config import InputError
 from aiornot.verbs import common
-from aiornot.verbs.common import JsonOption, RuleOption
+from aiornot.verbs.common import JsonOption, RuleOption, TensorboardOption, WandbOption
 
 
 def tune(
@@ -35,7 +35,8 @@ def tune(
     ] = 120.0,
     rule: RuleOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an old run aside first.")] = False,
-    wandb: Annotated[str, typer.Option(help="auto, or off.")] = "auto",
+    wandb: WandbOption = "auto",
+    tensorboard: TensorboardOption = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Measure a minute, say what it would cost, and stop.")
     ] = False,
@@ -46,10 +47,10 @@ def tune(
     Example: aiornot tune fast --data data/prepared
     """
     from aiornot import console
-    from aiornot.delivery import bundle
+    from aiornot.delivery import bundle, registry
     from aiornot.storage import is_remote, join
     from aiornot.training import checkpoints, track
-    from aiornot.tuning import ray_chain, spending, stages
+    from aiornot.tuning import ray_chain, spending, stages, tracking
 
     track.resolve_mode(wandb)
     common.check_rule(rule)
@@ -77,32 +78,35 @@ def tune(
         only=only,
         fresh=fresh,
         say=console.say,
-        make_tracker=lambda: track.Tracker("aiornot", local / "wandb", mode=wandb),
+        local=local,
     )
     if plan:
         _plan(folder, options, as_json=as_json)
         return
-    with console.observing() as observe:
-        observed = dataclasses.replace(
-            options,
-            observe=lambda stage, count, trials: observe(
-                stage.name, count, each_tick=not stage.searches(), trials=trials
-            ),
-        )
-        outcome = ray_chain.run_chain(folder, observed)
-    if outcome is None:
-        console.say(f"stopped after {only}, as asked; without --only the chain goes on")
-        return
-    with checkpoints.fetched(outcome.checkpoint) as checkpoint:
-        out = bundle.write(
-            checkpoint,
-            local / "bundle",
-            data=outcome.data,
-            device=common.torch_device("auto"),
-            rule=rule,
-            lineage=outcome.lineage,
-        )
-    common.print_bundle(out)
+    with tracking.opened(local, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers:
+        with console.observing() as observe:
+            observed = dataclasses.replace(
+                options,
+                trackers=trackers.all,
+                observe=lambda stage, count, trials: observe(
+                    stage.name, count, each_tick=not stage.searches(), trials=trials
+                ),
+            )
+            outcome = ray_chain.run_chain(folder, observed)
+        if outcome is None:
+            console.say(f"stopped after {only}, as asked; without --only the chain goes on")
+            return
+        with checkpoints.fetched(outcome.checkpoint) as checkpoint:
+            out = bundle.write(
+                checkpoint,
+                local / "bundle",
+                data=outcome.data,
+                device=common.torch_device("auto"),
+                rule=rule,
+                lineage=outcome.lineage,
+            )
+        common.print_bundle(out)
+        registry.deliver(trackers.wandb, out, outcome.trial, outcome.labels)
 
 
 def _plan(folder: Path, options: Any, *, as_json: bool) -> None:
