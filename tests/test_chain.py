@@ -298,6 +298,8 @@ def test_a_killed_driver_goes_on_where_it_was_and_ends_as_if_never_killed(
     for name, trial in before.items():
         assert after[name]["ticks"][: len(trial["ticks"])] == trial["ticks"]  # none run twice
     assert "goes on after tick" in log.read_text()
+    for trouble in ("switched off", "did not take all"):
+        assert trouble not in log.read_text(), log.read_text()
     for name in before.keys() | {"final-000"}:
         if stage in name:
             assert_told(home / "runs/mine", after[name], tensorboard=False)
