@@ -138,7 +138,7 @@ def test_a_stage_says_why_it_is_not_finished(root):
     assert told() == ("closed", "its share of the budget was spent, 4 of 4 trials to go")
     for number in range(4):
         ledger._write(make(number, [0.5], state="failed"))
-    assert told() == ("unfinished", "no trial finished")
+    assert told() == ("unfinished", "no candidate finished")
     ledger._write(make(3, [0.5] * 16, state="finished"))
     assert told() == ("finished", "")
 

@@ -46,6 +46,7 @@ stage = Stage(
     fixed=parent.stage.fixed,
     sampler="tpe",
     enqueue=1,
+    controls=1,
     budget=Budget(num_trials=2, epochs=3, grace_period=4),
 )
 """
@@ -112,7 +113,8 @@ def test_the_walk_ends_in_a_bundle_that_plain_timm_loads(walk):
 def test_every_trial_is_in_the_ledger_once_with_every_tick_once(walk):
     trials = read_trials(walk.home / "runs/mine")
     assert sorted(trials) == [
-        *("exploit-000", "exploit-001", "explore-000", "explore-001", "explore-002", "final-000")
+        *("exploit-000", "exploit-001", "exploit-002"),
+        *("explore-000", "explore-001", "explore-002", "final-000"),
     ]
     for trial in trials.values():
         ticks = [tick["tick"] for tick in trial["ticks"]]
@@ -123,6 +125,9 @@ def test_every_trial_is_in_the_ledger_once_with_every_tick_once(walk):
 def test_the_parents_best_configuration_runs_first_in_the_child(walk):
     trials = read_trials(walk.home / "runs/mine")
     assert trials["exploit-000"]["origin"].startswith("from explore-")
+    assert trials["exploit-001"]["origin"].startswith("control from explore-")
+    roles = [trials[f"exploit-00{number}"]["role"] for number in range(3)]
+    assert roles == ["candidate", "control", "candidate"]
     assert trials["final-000"]["origin"].startswith("from exploit-")
     assert trials["final-000"]["config"]["seed"] == 1
 
@@ -132,7 +137,10 @@ def test_checkpoints_lie_where_the_relative_storage_says(walk):
     for trial_id, trial in read_trials(walk.home / "runs/mine").items():
         stage, last = trial_id.split("-")[0], trial["ticks"][-1]
         home = walk.home / "runs/mine" / stage / "checkpoints" / trial_id
-        # Of an ended trial the best one; all of a stage's three trials are among its best three.
+        if trial["role"] == "control":
+            assert not home.exists()
+            continue
+        # Of an ended trial the best one; all of a stage's candidates are among its best three.
         assert [folder.name for folder in home.iterdir()] == [f"tick_{int(last['best_tick']):02d}"]
 
 
@@ -149,7 +157,10 @@ def assert_told(root: Path, trial: dict, *, tensorboard: bool) -> dict:
     stage = trial["id"].split("-")[0]
     record = json.loads((root / stage / "stage.json").read_text())
     told = assert_tracked(root / "wandb", trial, record["run"])
-    assert (told["group"], told["job_type"], told["tags"]) == LABELS[stage]
+    group, job_type, tags = LABELS[stage]
+    if trial["role"] != "candidate":
+        tags = ["full", trial["role"]]
+    assert (told["group"], told["job_type"], told["tags"]) == (group, job_type, tags)
     if tensorboard:
         found = curves(root / "tensorboard" / f"{trial['id']}-{record['run']}")
         assert found == as_kept(of_ledger(trial["ticks"]))

@@ -87,6 +87,7 @@ ORDER = [
     "tuning.retention",
     "tuning.twins",
     "tuning.tracking",
+    "tuning.outcome",
     "tuning.mirror",
     "tuning.spending",
     "tuning.board",

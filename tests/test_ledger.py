@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,6 +252,15 @@ def test_a_trial_of_another_version_is_a_sentence_with_its_path(ledger, tmp_path
     path.write_text(json.dumps({key: v for key, v in values.items() if v is not None}))
     with pytest.raises(InputError, match="is not a trial of this version"):
         ledger.read()
+
+
+def test_a_trial_from_before_there_were_roles_is_a_candidate(ledger):
+    ledger.begin(Trial(id="t-0", number=0, params={}, config={}, role="control"))
+    path = Path(ledger.root) / "trials/t-0.json"
+    values = json.loads(path.read_text())
+    assert values.pop("role") == "control"
+    path.write_text(json.dumps(values))
+    assert [trial.role for trial in ledger.read()] == ["candidate"]
 
 
 def test_a_leftover_of_a_killed_writer_is_not_a_trial(ledger, tmp_path):

@@ -40,7 +40,9 @@ SPACE = {
 }
 
 
-def plan(num_trials=8, *, sampler="random", budget=None, first=(), base=None, seeds=(0,)) -> Plan:
+def plan(
+    num_trials=8, *, sampler="random", budget=None, first=(), base=None, seeds=(0,), beside=()
+) -> Plan:
     stage = Stage(
         name="explore",
         space=SPACE,
@@ -50,7 +52,13 @@ def plan(num_trials=8, *, sampler="random", budget=None, first=(), base=None, se
     )
     origins = [f"from parent-{number:03d}" for number in range(len(first))]
     return Plan(
-        stage=stage, space=SPACE, first=first, origins=origins, base=base, num_trials=num_trials
+        stage=stage,
+        space=SPACE,
+        first=first,
+        origins=origins,
+        base=base,
+        num_trials=num_trials,
+        beside=beside,
     )
 
 
@@ -83,7 +91,10 @@ class Tune:
     def __init__(self, what: Plan, ledger, *, concurrent=1, seed=0):
         self.ledger = ledger
         trials = ledger.read()
-        self.rungs = Rungs(what.stage.budget, trials=trials)
+        first = len(what.first)
+        apart = [f"explore-{number:03d}" for number in range(first, first + len(what.beside))]
+        self.rungs = Rungs(what.stage.budget, trials=trials, apart=apart)
+        self.stopped_before = set(self.rungs.stopped)
         for trial in trials:
             if trial.state == "running" and trial.id in self.rungs.stopped:
                 ledger.end(trial)
@@ -212,6 +223,77 @@ def test_more_enqueued_points_than_trials_are_cut():
     assert [trial.params["lr"] for trial in tune.ledger.read()] == [1e-2, 1e-3]
 
 
+BESIDE = [
+    {
+        "role": "control",
+        "origin": f"control from parent-{number:03d}",
+        "params": {"lr": lr, "model": "z"},  # no longer among the models
+        "config": TrainConfig(lr=lr).to_dict(),
+    }
+    for number, lr in enumerate((0.5, 3e-5))  # beyond the range; low in it
+]
+
+
+def test_controls_are_trained_as_they_are_and_optuna_hears_nothing_of_them():
+    first = [{"lr": 1e-3}]
+    what = plan(7, first=first, beside=BESIDE, sampler="tpe")
+    tune = Tune(what, MemoryLedger(), concurrent=2).play()
+    trials = tune.ledger.read()
+    assert [trial.role for trial in trials] == ["candidate", *["control"] * 2, *["candidate"] * 4]
+    for trial, fields in zip(trials[1:3], BESIDE, strict=True):
+        assert (trial.config, trial.params) == (fields["config"], fields["params"])
+        assert trial.origin == fields["origin"] and trial.state != "running"
+    assert len(ended(tune)) == 5
+    resumed = Suggestions(what, ledger=tune.ledger, trials=trials, job={})
+    assert len(resumed._study.trials) == 5
+
+
+def test_a_search_with_controls_that_is_killed_ends_as_if_it_had_not_been():
+    what = plan(7, beside=BESIDE)
+    whole = Tune(what, MemoryLedger()).play().ledger
+    for writes in range(1, whole.count, 5):
+        ledger = MemoryLedger(killed_after(writes, what).files)
+        assert timeless(Tune(what, ledger).play().ledger.read()) == timeless(whole.read())
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_trial_is_stopped_or_spared_by_the_score_of_a_control(data):
+    budget = Budget(num_trials=1, grace_period=data.draw(st.integers(1, 4)))
+    order = data.draw(st.lists(st.integers(0, 5), max_size=80))
+    values = data.draw(st.lists(st.floats(0, 1), min_size=80, max_size=80))
+    apart = {"t0", "t1"}
+    with_controls = Rungs(budget, apart=apart)
+    found = list(stream([f"t{n}" for n in order], values, with_controls.decide))
+    alone = Rungs(budget)
+    for (name, tick, decision), score in zip(found, _scores(found, order, values), strict=True):
+        if name not in apart:
+            assert alone.decide(name, {"tick": tick, "score": score}) == decision
+    assert with_controls.rungs() == alone.rungs()
+    # Told again, as after a resume, a control is not judged anew.
+    for name, tick, _ in found:
+        again = with_controls.decide(name, {"tick": tick, "score": 0.0})
+        assert again == TrialScheduler.CONTINUE
+
+
+def _scores(found, order, values):
+    """Return the scores of the reports that were made: who is stopped makes no more."""
+    left = iter(found)
+    name, over, scores, ticks = next(left, None), set(), [], {}
+    for number, score in zip(order, values, strict=False):
+        if name is None:
+            break
+        who = f"t{number}"
+        if who in over:
+            continue
+        scores.append(score)
+        ticks[who] = ticks.get(who, 0) + 1
+        if name[2] == TrialScheduler.STOP or ticks[who] == TICKS:
+            over.add(who)
+        name = next(left, None)
+    return scores
+
+
 def test_what_the_stage_leaves_open_is_the_parents_best():
     base = TrainConfig(weight_decay=0.7, hflip=0.5).to_dict()
     tune = Tune(plan(3, base=base), MemoryLedger()).play()
@@ -289,7 +371,7 @@ def test_trials_side_by_side_draw_the_same_whatever_the_kill(writes, concurrent,
     assert len(tune.suggested) == len(set(tune.suggested))
     ended = {name for name, trial in known.items() if trial.state != "running"}
     assert not ended & set(tune.suggested)
-    unfinished = [name for name in sorted(set(known) - ended) if name not in tune.rungs.stopped]
+    unfinished = [name for name in sorted(set(known) - ended) if name not in tune.stopped_before]
     assert tune.suggested[: len(unfinished)] == unfinished
     for name in ended:
         assert next(trial for trial in trials if trial.id == name) == known[name]

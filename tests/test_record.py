@@ -237,6 +237,83 @@ def test_a_stage_without_a_sampler_repeats_the_parents_best(data, parent):
     assert follow(final, data, record, repeated)["selected"] == ["explore-004"]
 
 
+def test_controls_and_baseline_are_fixed_when_the_stage_begins(data, parent):
+    trials = made_up(EXPLORE, 8)
+    how = {"name": "full", "space": {}, "sampler": None, "enqueue": 2, "seeds": (3, 4)}
+    how |= {"controls": 1, "baseline": {"lr": 1e-2, "epochs": 5}, "fixed": {"batch_size": 8}}
+    full = child(**how)
+    record = follow(full, data, parent, trials)
+    control, baseline = record["beside"]
+    assert record["num_trials"] == 2 * 2 + 2 and len(record["selected"]) == 2
+    source = next(t for t in trials if control["origin"] == f"control from {t.id}")
+    assert source.id not in record["selected"]
+    assert control["role"] == "control" and control["params"] == source.params
+    # Trained as the candidates are: at this stage's settings, with the first of its seeds.
+    assert control["config"] == source.config | {"batch_size": 8, "seed": 3}
+    default = TrainConfig(lr=1e-2, epochs=5, batch_size=8, seed=3).to_dict()
+    assert (baseline["role"], baseline["config"]) == ("baseline", default)
+    how["budget"] = Budget(num_trials=4, epochs=9)
+    with pytest.raises(InputError, match="'epochs' is in baseline"):
+        child(**how)
+    plain = child(**how | {"baseline": {}})
+    assert follow(plain, data, parent, trials)["beside"][1]["config"]["epochs"] == 9
+
+
+def test_a_control_keeps_its_values_where_the_space_is_narrowed(data, parent):
+    """Moved into the new space it would be another configuration, and compare nothing."""
+    trials = made_up(EXPLORE, 24)
+    record = follow(child(controls=2), data, parent, trials)
+    assert record["num_trials"] == 4 + 2 and len(record["first"]) == 2
+    sources = {trial.id: trial for trial in trials}
+    for one in record["beside"]:
+        source = sources[one["origin"].removeprefix("control from ")]
+        for name in EXPLORE.space:
+            assert one["config"][name] == source.config[name] == one["params"][name]
+    # The narrowed space has no such model any more.
+    assert record["beside"][0]["config"]["model"] not in space_of(record)["model"].choices
+
+
+def test_what_was_begun_before_there_were_controls_goes_on_without(data, parent):
+    """And stays refused where anything else has changed."""
+    old = follow(child(), data, parent, made_up(EXPLORE, 8))
+    for word in ("controls", "baseline"):
+        del old["meaning"][word]
+    check_unchanged(child(controls=2), data, old, place="here")
+    with pytest.raises(InputError, match="enqueue was 2, is 1"):
+        check_unchanged(child(controls=2, enqueue=1), data, old, place="here")
+    new = follow(child(controls=1), data, parent, made_up(EXPLORE, 8))
+    with pytest.raises(InputError, match="controls was 1, is 2"):
+        check_unchanged(child(controls=2), data, new, place="here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"controls": 3}, "controls=3 must lie between 0 and 2"),
+        ({"controls": 1, "after": None, "enqueue": 0}, "needs after= a stage that searches"),
+        ({"baseline": {}}, "goes into first=, not baseline="),
+        ({"baseline": {"lrr": 1}, "sampler": None, "space": {}}, "did you mean 'lr'"),
+        ({"baseline": {"lr": "1"}, "sampler": None, "space": {}}, "lr='1' must be"),
+        ({"baseline": {"seed": 1}, "sampler": None, "space": {}}, "seeds= decides"),
+    ],
+)
+def test_what_cannot_be_compared_with_is_one_sentence(changes, words):
+    with pytest.raises(InputError, match=words):
+        child(**changes)
+
+
+def test_a_control_above_all_candidates_is_told_and_does_not_go_on(data, parent):
+    trials = made_up(EXPLORE, 8)
+    best = max(trials, key=lambda trial: trial.score)
+    above = Trial(**{**vars(best), "id": "explore-009", "number": 9, "role": "control"})
+    above.origin = "control from before-001"
+    above.ticks = [tick | {"score": 0.97} for tick in above.ticks]
+    record = follow(child(), data, parent, [*trials, above])
+    assert above.id not in "".join(record["origins"])
+    (told,) = record["warnings"]
+    assert told.startswith("explore-009 (control from before-001) has 0.9700, more than any")
+
+
 def test_a_choice_that_is_not_the_best_score_says_why(data, parent):
     trials = made_up(EXPLORE, 8)
     by_score = sorted((t for t in trials if t.state == "finished"), key=lambda t: -t.score)

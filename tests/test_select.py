@@ -9,14 +9,24 @@ from hypothesis import strategies as st
 
 from aiornot.config import InputError
 from aiornot.tuning.ledger import Trial
-from aiornot.tuning.select import candidates, final_choice, rank, rungs, split_top, standard_error
+from aiornot.tuning.select import (
+    candidates,
+    controls,
+    final_choice,
+    rank,
+    rungs,
+    split_top,
+    standard_error,
+)
 from aiornot.tuning.space import Budget
 
 RUNGS = [1, 4, 16]
 COUNTS = {"num_positive": 250, "num_negative": 250}  # one standard error is .0098 at .95
 
 
-def make(number, scores, *, state=None, gap=0.0, seconds=1.0, params=None, **config) -> Trial:
+def make(
+    number, scores, *, state=None, gap=0.0, seconds=1.0, params=None, role="candidate", **config
+) -> Trial:
     """Build a trial with these scores at its first ticks."""
     ticks = [
         {
@@ -33,6 +43,7 @@ def make(number, scores, *, state=None, gap=0.0, seconds=1.0, params=None, **con
     return Trial(
         id=f"t{number}",
         number=number,
+        role=role,
         state=state or ("finished" if len(scores) == 16 else "stopped"),
         params=config if params is None else params,
         config=config,
@@ -236,6 +247,41 @@ def test_no_finished_trial_is_an_input_error():
         final_choice([make(0, [0.9])], **COUNTS)
 
 
+def test_the_controls_are_the_middle_and_one_far_down():
+    trials = [finished(number, 0.9 - number / 100) for number in range(11)]
+    assert numbers(controls(trials, trials[:2], 2, rungs=RUNGS)) == [5, 9]
+    assert numbers(controls(trials, trials[:2], 1, rungs=RUNGS)) == [5]
+    assert controls(trials, trials[:2], 0, rungs=RUNGS) == []
+
+
+def test_a_control_that_was_chosen_is_replaced_by_its_neighbour():
+    trials = [finished(number, 0.9 - number / 100) for number in range(11)]
+    assert numbers(controls(trials, trials[5:6], 2, rungs=RUNGS)) == [6, 9]
+    # An equal configuration would compare nothing.
+    twin = finished(6, 0.84, lr=5, weight_decay=5)
+    trials[6] = twin
+    assert numbers(controls(trials, trials[5:6], 1, rungs=RUNGS)) == [4]
+
+
+def test_what_never_ended_or_broke_is_no_control():
+    broken = [make(1, [0.9], state="running"), finished(2, 0.9, state="diverged")]
+    assert controls([finished(0, 0.95), *broken], [], 2, rungs=RUNGS) == [finished(0, 0.95)]
+
+
+@pytest.mark.parametrize("role", ["control", "baseline"])
+def test_what_is_there_to_compare_with_is_never_chosen(role):
+    """Not even with the best score and the smallest gap, nor does it draw a range to itself."""
+    beside = finished(0, 0.99, role=role)
+    trials = [beside, finished(1, 0.95, gap=0.2), finished(2, 0.9, gap=0.1)]
+    assert choose(trials, 3) == [1, 2]
+    assert final_choice(trials, **COUNTS).number == 1
+    best, others = split_top(trials, RUNGS)
+    assert [params["lr"] for params in (*best, *others)] == [1, 2]
+    assert controls([beside], [], 2, rungs=RUNGS) == []
+    with pytest.raises(InputError, match="none of the 0 trials"):
+        final_choice([beside], **COUNTS)
+
+
 @st.composite
 def ledgers(draw):
     trials = []
@@ -288,6 +334,22 @@ def test_candidates_hold_to_their_promises(trials, count, shuffler: random.Rando
         best = max(scores.values())
         assert scores[chosen[0]] >= best - standard_error(best, **COUNTS)
         assert set(chosen) >= set(scores) or len(chosen) == count
+
+
+@given(ledgers(), st.integers(0, 4), st.integers(0, 2), st.randoms(use_true_random=False))
+@settings(max_examples=150, deadline=None)
+def test_controls_are_others_than_the_chosen_in_any_order(trials, taken, count, shuffler):
+    chosen = candidates(trials, taken, rungs=RUNGS, **COUNTS)
+    found = controls(trials, chosen, count, rungs=RUNGS)
+    assert len(found) <= count
+    configs = [trial.config for trial in (*chosen, *found)]
+    # The chosen may be alike among themselves; a control is like none.
+    for place, config in enumerate(configs[len(chosen) :], len(chosen)):
+        assert config not in configs[:place]
+    shuffled = shuffler.sample(trials, len(trials))
+    assert numbers(controls(shuffled, chosen, count, rungs=RUNGS)) == numbers(found)
+    if count == 2 and len(found) == 2:
+        assert controls(trials, chosen, 1, rungs=RUNGS) == found[:1]
 
 
 @given(ledgers(), st.randoms(use_true_random=False))

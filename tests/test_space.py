@@ -1,5 +1,6 @@
 """Stage files: what is loaded, what is refused and with which words, and what a stage trains."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -394,9 +395,16 @@ def test_every_field_of_a_stage_is_in_its_meaning():
         "after": make(name="other"),
         "enqueue": 2,
         "first": ({"lr": 1e-3},),
+        "controls": 1,
         "seeds": (1,),
     }
-    assert set(changes) == set(stage_to_dict(whole))
+    assert set(changes) | {"baseline"} == set(stage_to_dict(whole))
     kept = {name: getattr(whole, name) for name in changes}
     for name, value in changes.items():
         assert stage_to_dict(Stage(**(kept | {name: value})))[name] != stage_to_dict(whole)[name]
+    repeat = Stage(name="r", after=PARENT, enqueue=1, budget=Budget(num_trials=1))
+    meanings = [
+        stage_to_dict(dataclasses.replace(repeat, baseline=baseline))["baseline"]
+        for baseline in (None, {}, {"lr": 1e-2, "hflip": 0.5})
+    ]
+    assert meanings == [None, {}, {"hflip": 0.5, "lr": 1e-2}]

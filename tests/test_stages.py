@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution
 from aiornot.config import TICKS, TrainConfig
 from aiornot.tuning import record as records
 from aiornot.tuning import select
-from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.ledger import Ledger, Trial, contenders
 from aiornot.tuning.space import (
     Narrowed,
     Stage,
@@ -117,10 +117,14 @@ def test_a_stage_file_says_what_it_asks_spends_and_found(path):
 @every_file
 def test_the_header_spends_what_the_stage_spends(path):
     stage = STAGES[f"{path.parent.name}/{path.stem}"]
-    (spends,) = re.findall(r"^Spends +(.*)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = path.read_text(encoding="utf-8")
+    (spends,) = re.findall(r"^Spends +(.*(?:\n {8}.*)*)", text, flags=re.MULTILINE)
     assert re.match(rf"{stage.budget.num_trials} trials? on ", spends)
     assert f"the {stage.data} profile" in spends
     epochs = re.search(r"(\d+) epochs", spends)
+    controls = re.search(r"(\d+|one) controls?\b", spends)
+    assert int((controls[1] if controls else "0").replace("one", "1")) == stage.controls
+    assert ("baseline" in spends) == (stage.baseline is not None)
     if stage.budget.epochs is not None:
         assert epochs and int(epochs[1]) == stage.budget.epochs
     elif epochs:
@@ -150,20 +154,27 @@ def made_up(stage: Stage, record, parents) -> list[Trial]:
         space = records.space_of(record)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
         params = []
-        for number in range(record["num_trials"]):
+        for number in range(record["num_trials"] - len(record["beside"])):
             if number < len(record["first"]):
                 study.enqueue_trial(record["first"][number])
             params.append(study.ask(dict(space)).params)
-        configs = [configure(stage, point, base=record["base"]) for point in params]
+        configs = [configure(stage, point, base=record["base"]).to_dict() for point in params]
     else:
         chosen = [trial for name in record["selected"] for trial in parents if trial.id == name]
         pairs = [(trial, seed) for trial in chosen for seed in stage.seeds]
         params = [trial.params for trial, _ in pairs]
-        configs = [configure(stage, {}, base=trial.config, seed=seed) for trial, seed in pairs]
+        configs = [
+            configure(stage, {}, base=trial.config, seed=seed).to_dict() for trial, seed in pairs
+        ]
+    fields = [
+        {"params": point, "config": config} for point, config in zip(params, configs, strict=True)
+    ]
+    place = records.num_before(stage, record)
+    fields[place:place] = record["beside"]
     trials = []
-    for number, (point, config) in enumerate(zip(params, configs, strict=True)):
+    for number, each in enumerate(fields):
         last = TICKS if number % 3 == 0 or not stage.searches() else noise.choice([1, 4])
-        score = 0.95 - 0.05 * abs(math.log10(config.lr) + 3) + noise.uniform(0, 0.01)
+        score = 0.95 - 0.05 * abs(math.log10(each["config"]["lr"]) + 3) + noise.uniform(0, 0.01)
         ticks = [
             {"tick": tick, "score": score, "val/auroc": score, "train/auroc": score, "seconds": 1.0}
             for tick in range(1, last + 1)
@@ -173,9 +184,8 @@ def made_up(stage: Stage, record, parents) -> list[Trial]:
                 id=f"{stage.name}-{number:03d}",
                 number=number,
                 state="finished" if last == TICKS else "stopped",
-                params=point,
-                config=config.to_dict(),
                 ticks=ticks,
+                **each,
             )
         )
     return trials
@@ -208,11 +218,13 @@ def test_made_up_trials_lead_a_chain_down_to_its_last_stage(chain, data, tmp_pat
         if stage.enqueue:
             assert len(record["first"] if stage.searches() else record["selected"]) == stage.enqueue
         parents, trials = trials, made_up(stage, record, trials)
-        assert len(trials) == record["num_trials"] == stage.budget.num_trials
+        assert len(trials) == record["num_trials"]
+        assert len(contenders(trials)) == stage.budget.num_trials
+        assert len(record["beside"]) == stage.num_beside()
         if stage.after is not None:
-            assert_what_is_left_open_is_the_parents(stage, trials, record, parents)
+            assert_what_is_left_open_is_the_parents(stage, contenders(trials), record, parents)
         parent, before = record, space
-    (final,) = trials
+    (final,) = contenders(trials)
     assert final.config["seed"] == 1
     assert select.final_choice(trials, num_positive=9, num_negative=9) is final
 

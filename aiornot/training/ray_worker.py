@@ -136,13 +136,14 @@ def _is_stopped(stops: Any, trial: str) -> bool:
 class _Forward(ray.train.UserCallback):  # type: ignore[misc]
     """Pass rank 0's metrics from the controller on to the driver, as they come."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, name: str) -> None:
         self._queue = queue
+        self._name = name
 
     def after_report(
         self, run_context: object, metrics: list[dict[str, float]], checkpoint: object
     ) -> None:
-        self._queue.put(metrics[0])
+        self._queue.put((self._name, metrics[0]))
 
 
 @contextmanager
@@ -205,9 +206,9 @@ def train_run(
         ).fit()
 
 
-def forward(queue: Queue) -> ray.train.UserCallback:
-    """Return a listener that puts the metrics of each tick into a queue."""
-    return _Forward(queue)
+def forward(queue: Queue, name: str) -> ray.train.UserCallback:
+    """Return a listener that puts the name and the metrics of each tick into a queue."""
+    return _Forward(queue, name)
 
 
 def train_nested(

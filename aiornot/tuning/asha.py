@@ -11,7 +11,7 @@ import numpy as np
 
 from aiornot.config import TICKS
 from aiornot.tuning import select
-from aiornot.tuning.ledger import Trial
+from aiornot.tuning.ledger import Trial, contenders
 from aiornot.tuning.space import Budget
 
 Standing: TypeAlias = tuple[int, float]
@@ -63,7 +63,7 @@ def cut(trial: Trial, trials: Sequence[Trial], budget: Budget) -> float | None:
     if trial.state != "stopped" or rung not in select.rungs(budget)[:-1]:
         return None
     now = _time_at(trial, rung)
-    earlier = [other for other in trials if _time_at(other, rung) < now < math.inf]
+    earlier = [other for other in contenders(trials) if _time_at(other, rung) < now < math.inf]
     scores = [score for other in earlier if (score := score_at(other, rung)) is not None]
     if not scores:
         return None

@@ -14,7 +14,7 @@ from aiornot.config import InputError
 from aiornot.tuning import asha, narrow, select, spending
 from aiornot.tuning.agreement import agreement
 from aiornot.tuning.importance import importances
-from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.ledger import Ledger, Trial, contenders
 from aiornot.tuning.record import Record, space_of
 from aiornot.tuning.space import Distribution, distribution_from_json
 
@@ -82,7 +82,8 @@ def _known(root: str, name: str) -> dict[str, Ledger]:
 
 def _stage_row(stage: str, record: Record, trials: Sequence[Trial]) -> Row:
     states: Counter[str] = Counter(trial.state for trial in trials)
-    state, reason = _state(record, states)
+    has_finished = any(trial.state == "finished" for trial in contenders(trials))
+    state, reason = _state(record, states, has_finished)
     best = _best(trials)
     return {
         "stage": stage,
@@ -99,7 +100,7 @@ def _stage_row(stage: str, record: Record, trials: Sequence[Trial]) -> Row:
     }
 
 
-def _state(record: Record, states: Mapping[str, int]) -> tuple[str, str]:
+def _state(record: Record, states: Mapping[str, int], has_finished: bool) -> tuple[str, str]:
     """Return the state of a stage, and why it is not finished if it is not."""
     wanted = record.get("num_trials", 1)
     left = wanted - sum(count for state, count in states.items() if state != "running")
@@ -108,11 +109,12 @@ def _state(record: Record, states: Mapping[str, int]) -> tuple[str, str]:
         closed = record.get("closed")
         return ("closed", f"{closed}, {to_go}") if closed else ("unfinished", to_go)
     # The chain would not go on from here: it tries the failed ones again.
-    return ("finished", "") if states.get("finished") else ("unfinished", "no trial finished")
+    return ("finished", "") if has_finished else ("unfinished", "no candidate finished")
 
 
 def _best(trials: Sequence[Trial]) -> float | None:
-    """Return the best score of a finished trial; before there is one, of those on their way."""
+    """Return the best score of a finished candidate; before there is one, of those on their way."""
+    trials = contenders(trials)
     for states in (("finished",), ("running", "stopped")):
         scores = [t.score for t in trials if t.state in states and math.isfinite(t.score)]
         if scores:
@@ -171,7 +173,7 @@ def leaderboard(root: str, name: str, stage: str) -> Row:
         "stage": _stage_row(stage, record, found),
         "trials": trials(record, found),
         "bounds": narrow.bound_hits(_original(record), best),
-        "importances": importances(space, found, rung=rungs[0]) if space else None,
+        "importances": importances(space, contenders(found), rung=rungs[0]) if space else None,
         "agreements": _agreements(root, name, stage, found, rungs),
     }
 
@@ -231,6 +233,7 @@ def _trial_row(trial: Trial, record: Mapping[str, Any]) -> Row:
         "se": _error(score, record),
         "seconds": trial.seconds,
         "origin": trial.origin,
+        "role": trial.role,
         "config": trial.config,
         "effective": trial.effective,
         "traceback": trial.traceback,

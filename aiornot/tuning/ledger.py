@@ -18,6 +18,10 @@ from aiornot.training import checkpoints
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 """running: begun and not ended. stopped: given up by ASHA. finished: reached its last tick."""
 
+Role = Literal["candidate", "control", "baseline"]
+"""candidate: may go on, and be delivered. The others are there to be compared with: a control is a
+configuration that the stage before ranked lower, the baseline is that of the stage file."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class Trial:
@@ -27,7 +31,9 @@ class Trial:
     number: int
     state: State = "running"
     origin: str = "sampled"
-    """``sampled``, ``first``, or ``from <trial id>`` for a parent's configuration."""
+    """``sampled``, ``first``, ``baseline``, or ``from <trial id>`` for a parent's configuration,
+    ``control from <trial id>`` where that was not one of its best."""
+    role: Role = "candidate"
     params: dict[str, Any]
     """What the searcher drew; a key that does not apply is still here."""
     config: dict[str, Any]
@@ -65,6 +71,16 @@ class Trial:
             return False
         self.ticks.append(metrics)
         return True
+
+
+def contenders(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that may be chosen, without those that are there to be compared with."""
+    return [trial for trial in trials if trial.role == "candidate"]
+
+
+def name_of(stage: str, number: int) -> str:
+    """Return the name of a trial of a stage."""
+    return f"{stage}-{number:03d}"
 
 
 class Observer(Protocol):

@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from aiornot.training.errands import Errands
-from aiornot.tuning.ledger import Trial
+from aiornot.tuning.ledger import Trial, contenders
 from aiornot.tuning.space import Distribution
 
 NAME = "optuna.journal"
@@ -73,6 +73,8 @@ def _moment(seconds: float) -> datetime.datetime:
 class Mirror:
     """An observer that keeps the study of a searching stage in a journal file.
 
+    Controls are not in it: they were not drawn, and may lie outside of the space.
+
     Args:
         path: The file, on a local disk; one that is there is replaced.
         name: Of the study.
@@ -99,6 +101,8 @@ class Mirror:
         self._errands.put(self._make)
 
     def begin(self, trial: Trial) -> None:
+        if trial.role != "candidate":
+            return
         made, num_ticks = frozen(trial, self._space), len(trial.ticks)
         self._errands.put(lambda: self._begin(trial.id, made, num_ticks))
 
@@ -123,7 +127,7 @@ class Mirror:
         self._open(beside)
         self._running.clear()
         self._ended.clear()
-        for trial in self._read():
+        for trial in contenders(self._read()):
             self._add(trial.id, frozen(trial, self._space), len(trial.ticks))
         os.replace(beside, self._path)
         self._open(self._path)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from aiornot.config import TICKS, TrainConfig
 from aiornot.tuning import select, spending
-from aiornot.tuning.ledger import Trial
+from aiornot.tuning.ledger import Trial, contenders
 from aiornot.tuning.record import Record, space_of
 from aiornot.tuning.space import Stage, Value, configure, extremes, original
 
@@ -36,15 +36,17 @@ class Machines:
 
     def concurrent(self, stage: Stage) -> int:
         """Return how many trials of a stage run side by side."""
-        if not stage.searches():
-            return 1
         return max(1, (self.num_gpus or self.num_cpus) // self.workers(stage))
 
-    def threads(self, stage: Stage) -> int:
-        """Return the CPU threads of each worker."""
+    def threads(self, stage: Stage, num_trials: int) -> int:
+        """Return the CPU threads of each worker; a search takes a core each."""
         if self.num_gpus:
             return max(1, self.num_cpus // self.num_gpus)
-        return 1 if stage.searches() else max(1, self.num_cpus // self.num_workers)
+        if stage.searches():
+            return 1
+        # Of fewer runs than there is room for, each has a larger share.
+        places = min(self.concurrent(stage), num_trials)
+        return max(1, self.num_cpus // (places * self.num_workers))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class Part:
         return begun + [0] * max(0, self.num_trials - len(self.trials))
 
     def has_finished(self) -> bool:
-        return any(trial.state == "finished" for trial in self.trials)
+        return any(trial.state == "finished" for trial in contenders(self.trials))
 
 
 class Case(NamedTuple):
@@ -91,7 +93,7 @@ def case(part: Part, config: TrainConfig, machines: Machines) -> Case:
     default = TrainConfig().to_dict()
     names = ("epochs", "seed", "lr", "weight_decay", "unfreeze", "weights")
     bare = dataclasses.replace(config, pretrained=False, **{name: default[name] for name in names})
-    return Case(bare, part.data, machines.threads(part.stage))
+    return Case(bare, part.data, machines.threads(part.stage, part.num_trials))
 
 
 def configurations(parts: Sequence[Part]) -> list[list[TrainConfig]]:
@@ -100,6 +102,7 @@ def configurations(parts: Sequence[Part]) -> list[list[TrainConfig]]:
     A stage that does not say which model it trains has those of the stage before it.
     """
     found: list[list[TrainConfig]] = []
+    candidates: list[TrainConfig] = []
     for number, part in enumerate(parts):
         record = part.record or {}
         bases: list[Mapping[str, Value] | None] = [None]
@@ -109,9 +112,20 @@ def configurations(parts: Sequence[Part]) -> list[list[TrainConfig]]:
         elif "base" in record:
             bases = [record["base"]]
         elif found:
-            bases = [config.to_dict() for config in found[-1]]
-        found.append(_configurations(part, bases))
+            bases = [config.to_dict() for config in candidates]
+        candidates = _configurations(part, bases)
+        found.append(list(dict.fromkeys([*candidates, *_baseline(part)])))
     return found
+
+
+def _baseline(part: Part) -> list[TrainConfig]:
+    """Return what a stage compares its candidates with, where that is to be trained."""
+    stage, record = part.stage, part.record
+    if stage.baseline is None:
+        return []
+    # One that was begun before there were any goes on without.
+    begun_without = record is not None and not record.get("beside")
+    return [] if begun_without else [configure(stage, stage.baseline)]
 
 
 def _configurations(part: Part, bases: Sequence[Mapping[str, Value] | None]) -> list[TrainConfig]:

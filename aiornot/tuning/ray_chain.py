@@ -8,16 +8,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5
-from aiornot.training import checkpoints, model, track
+from aiornot.training import model, track
 from aiornot.tuning import meter, mirror, ray_runs, ray_tuner, spending, tracking, twins
+from aiornot.tuning import outcome as outcomes
 from aiornot.tuning import record as records
-from aiornot.tuning.ledger import Ledger, Observer, Trial
+from aiornot.tuning.ledger import Ledger, Observer, Trial, contenders
 from aiornot.tuning.mirror import Mirror
+from aiornot.tuning.outcome import Outcome
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage, models
 from aiornot.tuning.stages import load_chain
@@ -69,18 +70,6 @@ class Options:
         return path
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a chain delivers: the chosen trial and where its weights lie."""
-
-    trial: Trial
-    checkpoint: str
-    data: Path
-    lineage: dict[str, Any]
-    labels: tracking.Labels
-    """What W&B knows the trial by."""
-
-
 def run_chain(folder: Path, options: Options) -> Outcome | None:
     """Run every stage of a chain that is not finished yet.
 
@@ -104,7 +93,13 @@ def run_chain(folder: Path, options: Options) -> Outcome | None:
     if not all(_is_finished(stage, stages, options) for stage in wanted):
         _check_models(stages, options)
         _run_stages(wanted, stages, options)
-    return None if options.only and wanted != stages else _outcome(stages, options)
+    if options.only and wanted != stages:
+        return None
+    ledgers = {stage.name: options.ledger(stage) for stage in stages}
+    outcome = outcomes.of_chain(stages, ledgers, data=options.data_file(stages[-1]))
+    if outcome.baseline is None and any(stage.baseline is not None for stage in stages):
+        options.say("no baseline finished: there is nothing to compare with, see 'aiornot show'")
+    return outcome
 
 
 def _until(stages: Sequence[Stage], only: str | None) -> Iterator[Stage]:
@@ -146,9 +141,13 @@ def _check_models(stages: Sequence[Stage], options: Options) -> None:
             raise InputError(f"stage {stage.name!r}: {error}") from None
 
 
-def _num_trials(stage: Stage, options: Options) -> int:
-    """Return the trials of a searching stage; the file's number, or what was asked for."""
-    return options.num_trials.get(stage.name, stage.budget.num_trials)
+def num_trials(stage: Stage, options: Options, record: Record | None) -> int:
+    """Return the trials of a searching stage: as its file says or as was asked for, and controls.
+
+    How many of these there are is known once the stage is begun.
+    """
+    asked = options.num_trials.get(stage.name, stage.budget.num_trials)
+    return asked + (stage.controls if record is None else len(record.get("beside", [])))
 
 
 def _is_finished(stage: Stage, chain: Sequence[Stage], options: Options) -> bool:
@@ -163,9 +162,9 @@ def _is_finished(stage: Stage, chain: Sequence[Stage], options: Options) -> bool
         return True
     ended = sum(trial.state != "running" for trial in trials)
     if stage.searches():
-        return ended >= _num_trials(stage, options)
+        return ended >= num_trials(stage, options, record)
     # Without a finished one the chain cannot go on: the failed ones are tried again.
-    finished = any(trial.state == "finished" for trial in trials)
+    finished = any(trial.state == "finished" for trial in contenders(trials))
     return bool(finished and ended >= record["num_trials"])
 
 
@@ -192,7 +191,7 @@ def _run_stage(stage: Stage, chain: Sequence[Stage], options: Options) -> None:
     observers: list[Observer] = []
     if options.observe is not None:
         observers.append(options.observe(stage, record["num_trials"], known))
-    labels = _labels(stage, chain, record)
+    labels = outcomes.labels(stage, chain, record)
     observers.append(tracking.Tracking(options.trackers, labels, known=known))
     mirrored = _mirror(stage, record, options)
     observers += mirrored
@@ -251,7 +250,7 @@ def _open_record(stage: Stage, options: Options) -> Record:
         record = records.begin(
             stage,
             data,
-            num_trials=_num_trials(stage, options),
+            num_trials=options.num_trials.get(stage.name, stage.budget.num_trials),
             parent=parent.read_stage() if parent else None,
             parent_trials=parent.read() if parent else [],
         )
@@ -259,7 +258,7 @@ def _open_record(stage: Stage, options: Options) -> Record:
             options.say(f"{stage.name}: {warning}")
     record.pop("closed", None)
     if stage.searches():
-        record["num_trials"] = _num_trials(stage, options)
+        record["num_trials"] = num_trials(stage, options, record)
     ledger.write_stage(record)
     return record
 
@@ -272,8 +271,9 @@ def _check_end(stage: Stage, trials: Sequence[Trial], record: Record, root: str)
             f"stage {stage.name!r} was interrupted after {ended} of {wanted} trials; "
             "run the same command to go on"
         )
-    if not any(trial.state == "finished" for trial in trials):
-        reasons = "; ".join(sorted({trial.reason for trial in trials if trial.reason})[:3])
+    if not any(trial.state == "finished" for trial in contenders(trials)):
+        failed = {trial.reason for trial in contenders(trials) if trial.reason}
+        reasons = "; ".join(sorted(failed)[:3])
         raise WorkError(f"no trial of stage {stage.name!r} finished: {reasons}; see {root}")
 
 
@@ -307,53 +307,6 @@ def _weight(stage: Stage, options: Options) -> float:
 def _ends(trials: Sequence[Trial]) -> str:
     states = ("finished", "stopped", "diverged", "failed")
     counts = {state: sum(trial.state == state for trial in trials) for state in states}
-    best = max(trial.score for trial in trials if trial.state == "finished")
+    best = max(trial.score for trial in contenders(trials) if trial.state == "finished")
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     return f"{', '.join(parts)}; best score {best:.4f}"
-
-
-def _outcome(stages: Sequence[Stage], options: Options) -> Outcome:
-    """Deliver the better of the final trial and the earlier run of the same configuration."""
-    rivals = _rivals(stages[-1], options)
-    if not rivals:
-        raise WorkError(f"no trial of stage {stages[-1].name!r} finished; see 'aiornot show'")
-    stage, chosen = max(rivals, key=lambda rival: rival[1].score)
-    best_tick = int(chosen.last("best_tick"))
-    root = options.ledger(stage).trial_folder(chosen.id)
-    return Outcome(
-        trial=chosen,
-        checkpoint=checkpoints.folder_of(root, best_tick),
-        data=options.data_file(stage),
-        lineage={
-            "chain": [stage.name for stage in stages],
-            "trial": chosen.id,
-            "origin": chosen.origin,
-            "tick": best_tick,
-            "scores": {trial.id: trial.score for _, trial in rivals},
-            "seeds": {trial.id: trial.config["seed"] for _, trial in rivals},
-        },
-        labels=_labels(stage, stages, options.ledger(stage).read_stage() or {}),
-    )
-
-
-def _rivals(last: Stage, options: Options) -> list[tuple[Stage, Trial]]:
-    trials = [trial for trial in options.ledger(last).read() if trial.state == "finished"]
-    rivals = [(last, trial) for trial in trials]
-    if last.searches() or last.after is None or last.after.searches():
-        return rivals
-    origins = {trial.origin.removeprefix("from ") for trial in trials}
-    earlier = options.ledger(last.after).read()
-    return rivals + [(last.after, trial) for trial in earlier if trial.id in origins]
-
-
-def _labels(stage: Stage, chain: Sequence[Stage], record: Record) -> tracking.Labels:
-    """Return what W&B knows the trials of a stage by."""
-    tags: list[str] = [stage.data]
-    if not stage.searches():
-        tags.append("final" if stage.name == chain[-1].name else "candidate")
-    return tracking.Labels(
-        run=record["run"],
-        group=stage.name,
-        job_type="search" if stage.searches() else "retrain",
-        tags=tags,
-    )

@@ -22,7 +22,7 @@ from aiornot.training import pace
 from aiornot.training.loader import prefix
 from aiornot.training.pace import Pace
 from aiornot.training.run import check_steps
-from aiornot.tuning import outlook, plan, ray_chain, spending
+from aiornot.tuning import outlook, plan, ray_chain, ray_tuner, spending
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.outlook import Case, Machines, Part
@@ -63,12 +63,7 @@ def make(folder: Path, options: Options, *, progress: Progress) -> Row:
     load_per_core = os.getloadavg()[0] / (os.cpu_count() or 1)
     with ray_session.connected():
         ray_chain.check_workers(options.num_workers)
-        total = ray.cluster_resources()
-        machines = Machines(
-            num_gpus=int(total.get("GPU", 0)),
-            num_cpus=int(total.get("CPU", 1)),
-            num_workers=options.num_workers,
-        )
+        machines = ray_tuner.machines(options.num_workers)
         cases = plan.cases(wanted, machines)
         paces = dict(zip(cases, _measured(cases, machines, progress), strict=True))
     rows = plan.rows(wanted, paces, machines)
@@ -123,9 +118,11 @@ def _part(stage: Stage, options: Options, record: Record | None, trials: Sequenc
     data = options.data_file(stage)
     slots = hdf5.slots(data)
     if stage.searches():
-        num_trials = options.num_trials.get(stage.name, stage.budget.num_trials)
+        num_trials = ray_chain.num_trials(stage, options, record)
+    elif record:
+        num_trials = record["num_trials"]
     else:
-        num_trials = record["num_trials"] if record else stage.enqueue * len(stage.seeds)
+        num_trials = stage.enqueue * len(stage.seeds) + stage.num_beside()
     return Part(
         stage=stage,
         num_trials=num_trials,

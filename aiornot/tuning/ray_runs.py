@@ -1,12 +1,14 @@
-"""A stage that searches nothing: selected configurations again, each as one Ray Train run.
+"""A stage that searches nothing: given configurations, each as one Ray Train run.
 
-``aiornot tune fast`` runs its ``full`` and ``final`` stages through this room, one run after the
-other, on all of the workers asked for.
+``aiornot tune fast`` runs its ``full`` and ``final`` stages through this room, as many runs side by
+side as the cluster has room for.
 """
 
 import queue
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,17 @@ from ray.util.queue import Queue
 
 from aiornot.config import WorkError
 from aiornot.training import checkpoints, ray_worker
-from aiornot.tuning.ledger import Ledger, Trial
-from aiornot.tuning.ray_tuner import FULL
-from aiornot.tuning.record import Record
+from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
+from aiornot.tuning.outlook import Machines
+from aiornot.tuning.ray_tuner import FULL, machines
+from aiornot.tuning.record import Record, num_before
 from aiornot.tuning.space import Stage, configure
+
+LOOK_SECONDS = 0.5
+"""How often it is looked whether a run has ended."""
+
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""Where a run's driver waits: beside ours, with which it would die. Its workers have the cores."""
 
 
 def train_selected(
@@ -36,79 +45,143 @@ def train_selected(
 ) -> None:
     """Run the trials of a stage that are missing in its ledger. Needs a connection to Ray.
 
-    Failed ones are tried again where none finished: without one the chain cannot go on.
+    Failed ones are tried again where no candidate finished: without one the chain cannot go on.
 
     Raises:
-        WorkError: The disk is full; the trial at hand stays unfinished.
+        WorkError: The disk is full; the trials at hand stay unfinished.
     """
-    origins = {trial.id: trial for trial in parents}
     known = {trial.number: trial for trial in ledger.read()}
-    if not any(trial.state == "finished" for trial in known.values()):
+    if not any(trial.state == "finished" for trial in contenders([*known.values()])):
         for trial in known.values():
             if trial.state == "failed":
                 ledger.reopen(trial)
-    for number, (parent_id, seed) in enumerate(product(record["selected"], stage.seeds)):
-        trial = known.get(number) or _repeat(stage, number, origins[parent_id], seed)
-        if trial.state == "running":
-            ledger.rewind(trial)
-            job = {
-                "config": trial.config,
-                "data": str(data.resolve()),
-                "root": ledger.trial_folder(trial.id),
-                "told": trial.tick,
-                "tick_seconds": tick_seconds,
-            }
-            _run(trial, ledger, job, num_workers)
-
-
-def _repeat(stage: Stage, number: int, parent: Trial, seed: int) -> Trial:
-    config = configure(stage, {}, base=parent.config, seed=seed)
-    return Trial(
-        id=f"{stage.name}-{number:03d}",
-        number=number,
-        origin=f"from {parent.id}",
-        params=parent.params,
-        config=config.to_dict(),
-    )
-
-
-def _run(trial: Trial, ledger: Ledger, job: dict[str, Any], num_workers: int) -> None:
-    ledger.begin(trial)
-    reports = Queue(actor_options={"num_cpus": 0})
-    ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(reports, trial, ledger, ended))
-    follower.start()
-    error = ""
-    cpus, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
-    try:
-        ray_worker.train_run(
-            job,
-            name=trial.id,
-            num_workers=num_workers,
-            # Nothing else runs meanwhile: the workers share all that there is.
-            cpus_per_worker=max(1, cpus // (gpus or num_workers)),
-            use_gpu=gpus > 0,
-            listener=ray_worker.forward(reports),
-        )
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as failure:
-        error = ray_worker.what_happened(failure)
-    finally:
-        ended.set()
-        follower.join()
-        reports.shutdown()
-    if any(text in error for text in FULL):
-        raise WorkError(f"{trial.id}: {error}: make room, and the same command goes on")
-    ledger.end(trial, error=error)
-    if trial.state == "finished":
-        checkpoints.keep_best(ledger.trial_folder(trial.id), int(trial.last("best_tick")))
-
-
-def _follow(reports: Queue, trial: Trial, ledger: Ledger, ended: threading.Event) -> None:
-    """Write the reports of a Ray Train run into the ledger as they come."""
-    while True:
-        last_look = ended.is_set()  # read before the queue: what came first is still taken
+    trials = [known.get(trial.number, trial) for trial in planned(stage, record, parents)]
+    job = {"data": str(data.resolve()), "tick_seconds": tick_seconds}
+    runs = _Runs(stage, ledger, job, machines(num_workers), num_trials=len(trials))
+    with _interruptible():
         try:
-            ledger.tick(trial, reports.get(timeout=0.0 if last_look else 0.5))
-        except queue.Empty:
-            if last_look:
+            runs.finish([trial for trial in trials if trial.state == "running"])
+        finally:
+            runs.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make Ctrl-C a KeyboardInterrupt: Tune leaves a handler behind that only notes it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def planned(stage: Stage, record: Record, parents: Sequence[Trial]) -> Iterator[Trial]:
+    """Yield the trials of a stage as they are before any of them begins.
+
+    The selected configurations with each seed, then those that are there to be compared with.
+    """
+    origins = {trial.id: trial for trial in parents}
+    for number, (parent_id, seed) in enumerate(product(record["selected"], stage.seeds)):
+        parent = origins[parent_id]
+        yield Trial(
+            id=name_of(stage.name, number),
+            number=number,
+            origin=f"from {parent.id}",
+            params=parent.params,
+            config=configure(stage, {}, base=parent.config, seed=seed).to_dict(),
+        )
+    for number, fields in enumerate(record.get("beside", []), num_before(stage, record)):
+        yield Trial(id=name_of(stage.name, number), number=number, **fields)
+
+
+class _Runs:
+    """The runs of a stage, of which several are under way; their reports come in one queue.
+
+    Each is a Ray Train run with a driver of its own, a task: so all that is written is written by
+    this thread, and a run can be given up at any time.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        ledger: Ledger,
+        job: Mapping[str, Any],
+        machines: Machines,
+        *,
+        num_trials: int,
+    ) -> None:
+        self._ledger = ledger
+        self._job = job
+        self._trials: dict[str, Trial] = {}
+        self._running: dict[ray.ObjectRef, Trial] = {}
+        self._reports = Queue(actor_options={"num_cpus": 0})
+        # By the trials of the stage and not by those left: a resumed run has as many threads.
+        self._num_places = min(machines.concurrent(stage), num_trials)
+        self._how = {
+            "num_workers": machines.num_workers,
+            "cpus_per_worker": machines.threads(stage, num_trials),
+            "use_gpu": machines.num_gpus > 0,
+        }
+
+    def finish(self, trials: Sequence[Trial]) -> None:
+        """Run trials to their ends."""
+        waiting = list(trials)
+        while waiting or self._running:
+            while waiting and len(self._running) < self._num_places:
+                self._begin(waiting.pop(0))
+            self._follow(LOOK_SECONDS)
+            for ended in ray.wait([*self._running], timeout=0)[0]:
+                self._follow(0.0)  # what it reported before its end
+                self._end(self._running.pop(ended), ended)
+
+    def _begin(self, trial: Trial) -> None:
+        self._ledger.rewind(trial)
+        self._ledger.begin(trial)
+        self._trials[trial.id] = trial
+        job = {
+            **self._job,
+            "config": trial.config,
+            "root": self._ledger.trial_folder(trial.id),
+            "told": trial.tick,
+        }
+        task = ray.remote(_train).options(num_cpus=0, resources=ON_THE_HEAD, max_retries=0)
+        self._running[task.remote(job, trial.id, self._how, self._reports)] = trial
+
+    def _follow(self, seconds: float) -> None:
+        """Write the reports that are there into the ledger, waiting a while for the first."""
+        while True:
+            try:
+                name, metrics = self._reports.get(timeout=seconds)
+            except queue.Empty:
                 return
+            self._ledger.tick(self._trials[name], metrics)
+            seconds = 0.0
+
+    def _end(self, trial: Trial, task: ray.ObjectRef) -> None:
+        try:
+            error = str(ray.get(task))
+        except ray.exceptions.RayError as failure:  # the run's own process died
+            error = ray_worker.what_happened(failure)
+        if any(text in error for text in FULL):
+            raise WorkError(f"{trial.id}: {error}: make room, and the same command goes on")
+        self._ledger.end(trial, error=error)
+        if trial.state == "finished":
+            checkpoints.keep_best(self._ledger.trial_folder(trial.id), int(trial.last("best_tick")))
+
+    def close(self) -> None:
+        """Give up what still runs: its trials stay unfinished, and their workers die with it."""
+        for task in self._running:
+            ray.cancel(task, force=True)
+        self._reports.shutdown()
+
+
+def _train(job: dict[str, Any], name: str, how: dict[str, Any], reports: Queue) -> str:
+    """Wait for a Ray Train run; return what happened, nothing where all went well."""
+    try:
+        ray_worker.train_run(job, name=name, listener=ray_worker.forward(reports, name), **how)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as failure:
+        return ray_worker.what_happened(failure)
+    return ""

@@ -8,7 +8,7 @@ decides as an uninterrupted one would, and both know a trial by its id in the le
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from aiornot.config import TICKS
 from aiornot.tuning import mirror
-from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
 from aiornot.tuning.space import Budget, Distribution, Stage, Value, configure
 
 METRIC = "score"
@@ -37,6 +37,14 @@ class Plan:
     base: Mapping[str, Value] | None
     """The parent's best configuration."""
     num_trials: int
+    """Those of ``beside`` among them."""
+    beside: Sequence[Mapping[str, Any]] = ()
+    """Fields of the trials that are there to be compared with; they follow on ``first``."""
+
+    def drawn_apart(self, number: int) -> Mapping[str, Any] | None:
+        """Return the fields of a trial that Optuna knows nothing of, None if it is to draw it."""
+        place = number - len(self.first)
+        return self.beside[place] if 0 <= place < len(self.beside) else None
 
 
 class Suggestions(Searcher):  # type: ignore[misc]
@@ -58,7 +66,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
         self._ledger = ledger
         self._job = dict(job)
         self._study = optuna.create_study(direction="maximize")
-        ended = [trial for trial in trials if trial.state != "running"]
+        ended = [trial for trial in contenders(trials) if trial.state != "running"]
         self._study.add_trials([mirror.frozen(trial, plan.space) for trial in ended])
         self._unfinished = [trial for trial in trials if trial.state == "running"]
         known = {trial.number for trial in trials}
@@ -75,13 +83,13 @@ class Suggestions(Searcher):  # type: ignore[misc]
         """Return the next trial's job, or FINISHED."""
         if self._unfinished:
             trial = self._unfinished.pop(0)
-            self._ask(trial.number, trial.params)
+            if trial.role == "candidate":
+                self._ask(trial.number, trial.params)
         elif self._missing:
             trial = self._draw(self._missing.pop(0))
         else:
             return str(Searcher.FINISHED)
         self.trials[trial.id] = trial
-        self._asked[trial.id] = self._last_asked
         self._ledger.begin(trial)
         root = self._ledger.trial_folder(trial.id)
         return {
@@ -91,11 +99,14 @@ class Suggestions(Searcher):  # type: ignore[misc]
         }
 
     def _draw(self, number: int) -> Trial:
+        name = name_of(self._plan.stage.name, number)
+        if (fields := self._plan.drawn_apart(number)) is not None:
+            return Trial(id=name, number=number, **fields)
         enqueued = number < len(self._plan.first)
         params = self._ask(number, self._plan.first[number] if enqueued else {})
         config = configure(self._plan.stage, params, base=self._plan.base)
         return Trial(
-            id=f"{self._plan.stage.name}-{number:03d}",
+            id=name,
             number=number,
             origin=self._plan.origins[number] if enqueued else "sampled",
             params=params,
@@ -108,8 +119,9 @@ class Suggestions(Searcher):  # type: ignore[misc]
         self._study.sampler = _sampler(self._plan.stage, number)
         if known:
             self._study.enqueue_trial(dict(known))
-        self._last_asked = self._study.ask(dict(self._plan.space))
-        return dict(self._last_asked.params)
+        asked = self._study.ask(dict(self._plan.space))
+        self._asked[name_of(self._plan.stage.name, number)] = asked
+        return dict(asked.params)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -117,7 +129,9 @@ class Suggestions(Searcher):  # type: ignore[misc]
         """Do nothing: the driver's callback ends the trial, by its id in the ledger."""
 
     def tell(self, trial: Trial) -> None:
-        """Tell Optuna how a trial ended: complete, pruned or failed."""
+        """Tell Optuna how a trial that it drew ended: complete, pruned or failed."""
+        if trial.role != "candidate":
+            return
         asked = self._asked.pop(trial.id)
         state, value = mirror.outcome(trial)
         for tick in trial.ticks:
@@ -156,9 +170,12 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
     Args:
         budget: Grace period and reduction factor.
         trials: The trials so far; their ticks are replayed in the order in which they came.
+        apart: Ids of trials that are stopped as others are, and by whose scores no other is.
     """
 
-    def __init__(self, budget: Budget, *, trials: Sequence[Trial] = ()) -> None:
+    def __init__(
+        self, budget: Budget, *, trials: Sequence[Trial] = (), apart: Collection[str] = ()
+    ) -> None:
         super().__init__(
             time_attr=TIME_ATTRIBUTE,
             metric=METRIC,
@@ -170,6 +187,9 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
         self.stopped: dict[str, int] = {}
         """The trials that were stopped, and the tick at which each was. After the replay those of
         them that still run are to be ended: the driver died before it was carried out."""
+        self._apart = frozenset(apart)
+        self._met: set[tuple[str, int]] = set()
+        """Rungs that those have reached."""
         reports = [(tick["time"], trial.id, tick) for trial in trials for tick in trial.ticks]
         for _, trial_id, tick in sorted(reports, key=lambda report: report[:2]):
             self.decide(trial_id, tick)
@@ -179,11 +199,14 @@ class Rungs(AsyncHyperBandScheduler):  # type: ignore[misc]
         tick, score = int(result[TIME_ATTRIBUTE]), float(result[METRIC])
         rung = dict(self._brackets[0]._rungs).get(tick)
         # Ray records a report also at a lower rung that was skipped, with a score from later on.
-        if rung is None or trial_id in rung:
+        if rung is None or trial_id in rung or (trial_id, tick) in self._met:
             return str(TrialScheduler.CONTINUE)
         # Ray lets NaN go on, since it is not below any cut. Here it is the worst AUROC there is.
         score = score if math.isfinite(score) else 0.0
         decision = str(self._brackets[0].on_result(_Key(trial_id), tick, score))
+        if trial_id in self._apart:
+            self._met.add((trial_id, tick))
+            del rung[trial_id]
         # A trial at its last tick ends by itself, and is finished however it compares.
         if tick >= TICKS or decision != TrialScheduler.STOP:
             return str(TrialScheduler.CONTINUE)
@@ -219,9 +242,14 @@ class CooperativeRungs(Rungs):
     """
 
     def __init__(
-        self, budget: Budget, *, trials: Sequence[Trial] = (), stop: Callable[[str], object]
+        self,
+        budget: Budget,
+        *,
+        trials: Sequence[Trial] = (),
+        apart: Collection[str] = (),
+        stop: Callable[[str], object],
     ) -> None:
-        super().__init__(budget, trials=trials)
+        super().__init__(budget, trials=trials, apart=apart)
         self._stop = stop
 
     def __getstate__(self) -> dict[str, Any]:

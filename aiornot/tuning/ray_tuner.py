@@ -17,8 +17,10 @@ import ray.tune
 
 from aiornot.config import WorkError
 from aiornot.training import ray_worker
+from aiornot.tuning import record as records
 from aiornot.tuning import retention
-from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.ledger import Ledger, Trial, name_of
+from aiornot.tuning.outlook import Machines
 from aiornot.tuning.ray_search import CooperativeRungs, Plan, Rungs, Suggestions
 from aiornot.tuning.record import Record, space_of
 from aiornot.tuning.space import Stage
@@ -55,7 +57,10 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path, terms: T
     for trial in trials:
         if trial.state == "running":
             ledger.rewind(trial)
-    scheduler, stops = _scheduler(stage, trials)
+    beside = record.get("beside", [])
+    first = records.num_before(stage, record)
+    apart = [name_of(stage.name, number) for number in range(first, first + len(beside))]
+    scheduler, stops = _scheduler(stage, trials, apart)
     for trial in trials:
         if trial.state == "running" and trial.id in scheduler.stopped:
             ledger.end(trial)
@@ -66,6 +71,7 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path, terms: T
         origins=record["origins"],
         base=record["base"],
         num_trials=record["num_trials"],
+        beside=beside,
     )
     job = {"data": str(data.resolve()), "tick_seconds": terms.tick_seconds, "stops": stops}
     suggestions = Suggestions(plan, ledger=ledger, trials=trials, job=job)
@@ -76,12 +82,13 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path, terms: T
         driver.close()
 
 
-def _scheduler(stage: Stage, trials: list[Trial]) -> tuple[Rungs, Any]:
+def _scheduler(stage: Stage, trials: list[Trial], apart: list[str]) -> tuple[Rungs, Any]:
     """Return the scheduler, and the board on which it stops trials, None where Tune stops them."""
     if not stage.nested():
-        return Rungs(stage.budget, trials=trials), None
+        return Rungs(stage.budget, trials=trials, apart=apart), None
     stops = ray_worker.Stops.remote()  # type: ignore[attr-defined]
-    return CooperativeRungs(stage.budget, trials=trials, stop=stops.add.remote), stops
+    stop = stops.add.remote
+    return CooperativeRungs(stage.budget, trials=trials, apart=apart, stop=stop), stops
 
 
 def _fit(
@@ -182,6 +189,13 @@ def num_devices() -> int:
     """Return how many workers the cluster holds: its GPUs, or its cores where it has none."""
     total = ray.cluster_resources()
     return int(total.get("GPU", 0)) or int(total.get("CPU", 1))
+
+
+def machines(num_workers: int) -> Machines:
+    """Return what there is in the cluster, for runs of so many workers."""
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    return Machines(num_gpus=gpus, num_cpus=cpus, num_workers=num_workers)
 
 
 def num_concurrent(num_workers: int) -> int:

@@ -15,10 +15,11 @@ import aiornot
 from aiornot.config import InputError
 from aiornot.data import hdf5
 from aiornot.tuning import narrow, select
-from aiornot.tuning.ledger import Trial
+from aiornot.tuning.ledger import Trial, contenders
 from aiornot.tuning.space import (
     Distribution,
     Stage,
+    configure,
     distribution_from_json,
     distribution_to_json,
     original,
@@ -45,7 +46,12 @@ def check_unchanged(stage: Stage, data: Path, old: Record, *, place: str) -> Non
     Raises:
         InputError: With every difference.
     """
-    changes = differences(old["meaning"], meaning(stage, data))
+    now = meaning(stage, data)
+    for word in ("controls", "baseline"):
+        # A stage that was begun before there were any goes on without them.
+        if word not in old["meaning"]:
+            now.pop(word)
+    changes = differences(old["meaning"], now)
     if changes:
         raise InputError(
             f"stage {stage.name!r} is not what it was when {place} was begun: "
@@ -85,7 +91,7 @@ def begin(
     Args:
         stage: The stage.
         data: Its prepared file.
-        num_trials: Trials to run, where it searches.
+        num_trials: Trials to run, where it searches; controls come on top of them.
         parent: The record of the stage it comes after.
         parent_trials: That stage's trials.
     """
@@ -103,13 +109,45 @@ def begin(
     if parent is None:
         return record | _from_file(stage)
     chosen = choose(stage, parent, parent_trials)
+    beside = _beside(stage, parent_trials, chosen)
+    record |= {"beside": beside, "num_trials": num_trials + len(beside)}
     if not stage.searches():
         return record | {
             "selected": [trial.id for trial in chosen],
-            "num_trials": len(chosen) * len(stage.seeds),
+            "num_trials": len(chosen) * len(stage.seeds) + len(beside),
             "warnings": _why(chosen, parent_trials),
         }
     return record | _from_parent(stage, parent, parent_trials, chosen)
+
+
+def _beside(stage: Stage, trials: Sequence[Trial], chosen: Sequence[Trial]) -> list[Record]:
+    """Return the trials to be compared with, as the ledger will have them but for id and number.
+
+    A control keeps its own values where those lie outside of what the stage searches.
+    """
+    assert stage.after is not None
+    rungs = select.rungs(stage.after.budget)
+    found = [
+        {
+            "role": "control",
+            "origin": f"control from {trial.id}",
+            "params": trial.params,
+            "config": configure(stage, {}, base=trial.config).to_dict(),
+        }
+        for trial in select.controls(trials, chosen, stage.controls, rungs=rungs)
+    ]
+    if stage.baseline is not None:
+        config = configure(stage, stage.baseline).to_dict()
+        params = dict(stage.baseline)
+        found.append({"role": "baseline", "origin": "baseline", "params": params, "config": config})
+    return found
+
+
+def num_before(stage: Stage, record: Mapping[str, Any]) -> int:
+    """Return how many trials were chosen: those to be compared with follow on them."""
+    if stage.searches():
+        return len(record["first"])
+    return len(record["selected"]) * len(stage.seeds)
 
 
 def choose(stage: Stage, parent: Record, trials: Sequence[Trial]) -> list[Trial]:
@@ -125,14 +163,31 @@ def choose(stage: Stage, parent: Record, trials: Sequence[Trial]) -> list[Trial]
 
 def _why(chosen: Sequence[Trial], trials: Sequence[Trial]) -> list[str]:
     """Say so where the best score is not what goes on."""
-    finished = [trial for trial in trials if trial.state == "finished"]
-    best = max(finished, key=lambda trial: trial.score, default=None)
+    best = _best(trials)
     if best is None or not chosen or chosen[0].id == best.id:
-        return []
+        return _above(trials)
     return [
+        *_above(trials),
         f"{chosen[0].id} (score {chosen[0].score:.4f}) goes first though {best.id} has "
-        f"{best.score:.4f}: within one standard error the smaller train-val gap wins"
+        f"{best.score:.4f}: within one standard error the smaller train-val gap wins",
     ]
+
+
+def _above(trials: Sequence[Trial]) -> list[str]:
+    """Say so where what there is to compare with did better than all candidates."""
+    best = _best(trials)
+    return [
+        f"{trial.id} ({trial.origin}) has {trial.score:.4f}, more than any candidate; it is there "
+        "to be compared with, and does not go on"
+        for trial in trials
+        if trial.state == "finished" and trial.role != "candidate"
+        if best is not None and trial.score > best.score
+    ]
+
+
+def _best(trials: Sequence[Trial]) -> Trial | None:
+    finished = [trial for trial in contenders(trials) if trial.state == "finished"]
+    return max(finished, key=lambda trial: trial.score, default=None)
 
 
 def _from_file(stage: Stage) -> Record:
@@ -140,6 +195,7 @@ def _from_file(stage: Stage) -> Record:
         "space": _to_json({name: original(domain) for name, domain in stage.space.items()}),
         "first": [dict(point) for point in stage.first],
         "origins": ["first"] * len(stage.first),
+        "beside": [],
         "base": None,
         "warnings": [],
     }
@@ -166,7 +222,7 @@ def _from_parent(
         "first": points,
         "origins": origins,
         "base": chosen[0].config if chosen else None,
-        "warnings": narrow.bound_hits(known, best),
+        "warnings": [*_above(trials), *narrow.bound_hits(known, best)],
     }
 
 

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from aiornot import storage
 from aiornot.training import checkpoints
 from aiornot.tuning import select
-from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.ledger import Ledger, Trial, contenders
 
 KEPT = 3
 """Trials of a stage whose weights stay."""
 
 
 def kept(trials: Sequence[Trial], rungs: Sequence[int]) -> list[Trial]:
-    """Return the ended trials whose weights stay: the best finished ones, then stopped ones."""
+    """Return the ended candidates whose weights stay: the best finished ones, then stopped ones."""
+    trials = contenders(trials)
     finished = [trial for trial in trials if trial.state == "finished"]
     stopped = [trial for trial in trials if trial.state == "stopped"]
     ranked = [*select.rank(finished, rungs), *select.rank(stopped, rungs)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiornot.config import TICKS, InputError
-from aiornot.tuning.ledger import Trial
+from aiornot.tuning.ledger import Trial, contenders
 from aiornot.tuning.narrow import num_top
 from aiornot.tuning.space import Budget
 
@@ -19,6 +19,10 @@ NEAR_TIE = 0.25
 
 DIFFERENT = 2
 """Hyper-parameters in which two candidates of one model must differ."""
+
+CONTROLS = (0.5, 0.9)
+"""Where in the order of a stage its controls stand. Not at its end: what is broken there any stage
+would tell from the rest."""
 
 
 def rungs(budget: Budget) -> list[int]:
@@ -62,11 +66,12 @@ def _score_at(trial: Trial, rung: int) -> float:
 def split_top(
     trials: Sequence[Trial], rungs: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the parameters of the best trials and of all others, as ``narrow`` takes them.
+    """Return the parameters of the best candidates and of all others, as ``narrow`` takes them.
 
     Diverged and failed trials are among the others: they too are evidence against a category. A
     trial that has not reported yet is evidence of nothing, nor is a parameter that did not apply.
     """
+    trials = contenders(trials)
     best = rank(trials, rungs)[: num_top(len(trials))]
     chosen = {trial.id for trial in best}
     others = [
@@ -120,12 +125,33 @@ def candidates(
         num_positive: Positive images in the validation split that gave the scores.
         num_negative: Negative ones.
     """
+    trials = contenders(trials)
     finished = _finished(trials)
     eligible, error = _within_error(finished, num_positive=num_positive, num_negative=num_negative)
     ordered = _order(eligible, margin=NEAR_TIE * error)
     stopped = rank([trial for trial in trials if trial.state == "stopped"], rungs)
     preferred = [*_diverse(ordered), *ordered, *finished, *stopped]
     return list({trial.id: trial for trial in preferred}.values())[: max(0, count)]
+
+
+def controls(
+    trials: Sequence[Trial], chosen: Sequence[Trial], count: int, *, rungs: Sequence[int]
+) -> list[Trial]:
+    """Return up to ``count`` trials that were not chosen: the middle one, and one far down.
+
+    Where those were chosen, or are equal to what was, the nearest ones stand for them.
+    """
+    ended = [trial for trial in contenders(trials) if trial.state in ("finished", "stopped")]
+    ranked = list(enumerate(rank(ended, rungs)))
+    found: list[Trial] = []
+    for share in CONTROLS[:count]:
+        taken = [trial.config for trial in (*chosen, *found)]
+        left = [(place, trial) for place, trial in ranked if trial.config not in taken]
+        wanted = share * (len(ranked) - 1)
+        # Of two that are as near, the lower: it is further from the winners.
+        left.sort(key=lambda one: (abs(one[0] - wanted), -one[0]))
+        found += [trial for _, trial in left[:1]]
+    return found
 
 
 def _finished(trials: Sequence[Trial]) -> list[Trial]:
@@ -183,7 +209,7 @@ def _differ(one: Trial, other: Trial) -> bool:
 
 
 def final_choice(trials: Sequence[Trial], *, num_positive: int, num_negative: int) -> Trial:
-    """Return the full-stage trial to deliver.
+    """Return the full-stage trial to deliver, of its candidates: never a control or the baseline.
 
     It is the best, unless others are within one standard error of it: then the one of these with
     the smallest train-validation gap, and of equal gaps the cheapest.
@@ -191,6 +217,7 @@ def final_choice(trials: Sequence[Trial], *, num_positive: int, num_negative: in
     Raises:
         InputError: No trial finished.
     """
+    trials = contenders(trials)
     equals, _ = _within_error(
         _finished(trials), num_positive=num_positive, num_negative=num_negative
     )

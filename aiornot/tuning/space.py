@@ -44,6 +44,8 @@ Value: TypeAlias = None | bool | int | float | str
 
 PROFILES = ("debug", "reduced", "full")
 
+MOST_CONTROLS = 2
+
 
 def choice(*options: Value) -> CategoricalDistribution:
     return CategoricalDistribution(options)
@@ -123,6 +125,12 @@ class Stage:
     after: "Stage | None" = None
     enqueue: int = 0
     """How many of the parent's selected configurations run first."""
+    controls: int = 0
+    """How many that it ranked lower run beside them, on top of ``num_trials``: the middle one and
+    one far down. They show how well the parent ranks, and are never chosen."""
+    baseline: Mapping[str, Value] | None = None
+    """Of a stage without a search: a configuration to be compared with, TrainConfig's defaults but
+    for these values, trained beside the others for as long; ``{}`` is the notebook's."""
     first: tuple[Mapping[str, Value], ...] = ()
     """Known good points to try before anything is drawn."""
     seeds: tuple[int, ...] = (0,)
@@ -153,6 +161,12 @@ class Stage:
             raise InputError("it has a sampler but an empty space")
         if self.enqueue and self.after is None:
             raise InputError(f"enqueue={self.enqueue} needs after=")
+        if not 0 <= self.controls <= MOST_CONTROLS:
+            raise InputError(f"controls={self.controls} must lie between 0 and {MOST_CONTROLS}")
+        if self.controls and not (self.after and self.after.searches()):
+            raise InputError(f"controls={self.controls} needs after= a stage that searches")
+        if self.baseline is not None and self.searches():
+            raise InputError("it searches: a point to be tried goes into first=, not baseline=")
         if not self.seeds:
             raise InputError("seeds=() must hold at least one seed")
 
@@ -167,7 +181,8 @@ class Stage:
         elsewhere = {"train_fraction": "budget=Budget(train_fraction=...)", "seed": "seeds="}
         if self.budget.epochs is not None:
             elsewhere["epochs"] = "budget=Budget(epochs=...)"
-        for where, keys in (("space", self.space), ("fixed", self.fixed)):
+        groups = {"space": self.space, "fixed": self.fixed, "baseline": self.baseline or {}}
+        for where, keys in groups.items():
             for key in keys:
                 if key not in known:
                     raise InputError(
@@ -190,6 +205,7 @@ class Stage:
     def _check_values(self) -> None:
         """Types and bounds of all that may be trained: at load, and not in a worker later."""
         TrainConfig.from_dict(self.fixed)
+        TrainConfig.from_dict(self.baseline or {})
         for seed in self.seeds:
             TrainConfig.from_dict({"seed": seed})
         domains = {name: original(domain) for name, domain in self.space.items()}
@@ -205,8 +221,12 @@ class Stage:
                     raise InputError(f"first: {name}={value!r} is not in its range")
 
     def searches(self) -> bool:
-        """Whether Tune runs its trials; else they run one after the other."""
+        """Whether Tune runs its trials; else each is a Ray Train run."""
         return self.sampler is not None
+
+    def num_beside(self) -> int:
+        """Return how many trials there are to be compared with; there may be fewer controls."""
+        return self.controls + (self.baseline is not None)
 
     def nested(self) -> bool:
         """Whether its trials are Ray Train runs inside Tune."""
@@ -266,14 +286,18 @@ def configure(
 
 
 def models(stage: Stage) -> list[TrainConfig]:
-    """Return a configuration for every model, pooling and drop path that a stage may build."""
+    """Return a configuration for every model, pooling and drop path that a stage may build.
+
+    The baseline's is among them.
+    """
     options = []
     for name in ("model", "global_pool", "drop_path_rate"):
         domain = original(stage.space[name]) if name in stage.space else None
         if isinstance(domain, CategoricalDistribution):
             options.append([(name, choice) for choice in domain.choices])
     points = [dict(point) for point in itertools.product(*options)]
-    return [configure(stage, point) for point in points if point or "model" in stage.fixed]
+    found = [configure(stage, point) for point in points if point or "model" in stage.fixed]
+    return found + ([] if stage.baseline is None else [configure(stage, stage.baseline)])
 
 
 def stage_to_dict(stage: Stage) -> dict[str, Any]:
@@ -297,6 +321,8 @@ def stage_to_dict(stage: Stage) -> dict[str, Any]:
         "budget": dataclasses.asdict(stage.budget),
         "after": stage.after.name if stage.after else None,
         "enqueue": stage.enqueue,
+        "controls": stage.controls,
+        "baseline": None if stage.baseline is None else dict(sorted(stage.baseline.items())),
         "first": [dict(sorted(point.items())) for point in stage.first],
         "seeds": list(stage.seeds),
     }

@@ -82,7 +82,8 @@ def weight(stage: Stage, *, num_train: int, size: int) -> float:
     """
     share = expected_share(stage.budget) if stage.searches() else 1.0
     pixels = num_train * stage.budget.train_fraction * size**2
-    return stage.budget.num_trials * share * epochs(stage)[0] * pixels
+    num_trials = stage.budget.num_trials + stage.num_beside()
+    return num_trials * share * epochs(stage)[0] * pixels
 
 
 def epochs(stage: Stage) -> tuple[float, int]:

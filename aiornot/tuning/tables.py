@@ -183,7 +183,7 @@ _CELLS: Mapping[str, Callable[[Row], str]] = {
 
 CSV_COLUMNS = (
     *("trial", "state", "reason", "cut", "tick", "score", "se", "within_error", "seconds"),
-    "origin",
+    *("origin", "role"),
 )
 
 

@@ -53,10 +53,17 @@ def story(trial: Trial, labels: Labels, *, more: More = nothing_more) -> dict[st
         "name": labels.name or trial.id,
         "group": labels.group,
         "job_type": labels.job_type,
-        "tags": list(labels.tags),
+        "tags": _tags(trial, labels),
         "config": trial.config | effective,
         "ticks": [tick | dict(more(int(tick["tick"]))) for tick in trial.ticks],
     }
+
+
+def _tags(trial: Trial, labels: Labels) -> list[str]:
+    """What is there to be compared with is neither a candidate nor final."""
+    if trial.role == "candidate":
+        return list(labels.tags)
+    return [*(tag for tag in labels.tags if tag not in ("candidate", "final")), trial.role]
 
 
 def summary(trial: Trial) -> dict[str, Any]:

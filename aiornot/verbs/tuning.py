@@ -96,17 +96,17 @@ def tune(
         if outcome is None:
             console.say(f"stopped after {only}, as asked; without --only the chain goes on")
             return
-        with checkpoints.fetched(outcome.checkpoint) as checkpoint:
+        with checkpoints.fetched(outcome.final.checkpoint) as checkpoint:
             out = bundle.write(
                 checkpoint,
                 local / "bundle",
                 data=outcome.data,
                 device=common.torch_device("auto"),
                 rule=rule,
-                lineage=outcome.lineage,
+                lineage=outcome.final.lineage,
             )
         common.print_bundle(out)
-        registry.deliver(trackers.wandb, out, outcome.trial, outcome.labels)
+        registry.deliver(trackers.wandb, out, outcome.final.trial, outcome.final.labels)
 
 
 def _plan(folder: Path, options: Any, *, as_json: bool) -> None:

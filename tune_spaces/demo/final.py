@@ -2,6 +2,7 @@
 
 Asks    Was it the configuration or the seed?
 Spends  1 trial on the full profile, 5 epochs.
+        Beside it the baseline with that seed, too.
 Run     aiornot tune demo --data demo/prepared
 Found   2026-11-22: seed 1 gives val .932, test .918 [.898, .937]; seed 0 gave val .896.
 """
@@ -16,5 +17,6 @@ stage = Stage(
     data="full",
     enqueue=1,
     seeds=(1,),
+    baseline=parent.stage.baseline,
     budget=Budget(num_trials=1, epochs=5),
 )

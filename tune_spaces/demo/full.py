@@ -2,6 +2,7 @@
 
 Asks    Which candidate is better once it sees everything?
 Spends  2 trials on the full profile, 5 epochs each; nothing is stopped early.
+        Beside them one control of exploit's middle, and the baseline: a tiny model as it comes.
 Run     aiornot tune demo --data demo/prepared
 Found   2026-11-22: .896 and .902, within one standard error (.016).
 """
@@ -15,5 +16,7 @@ stage = Stage(
     after=parent.stage,
     data="full",
     enqueue=2,
+    controls=1,
+    baseline={"model": "test_resnet.r160_in1k", "pretrained": False},
     budget=Budget(num_trials=2, epochs=5),
 )

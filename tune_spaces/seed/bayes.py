@@ -2,6 +2,7 @@
 
 Asks    Within the good region, what is the best configuration?
 Spends  32 trials on the reduced profile, 2 to 20 epochs each; TPE proposes, ASHA stops.
+        Beside them 2 controls: configurations that random_augment ranked in its middle and low.
 Run     aiornot tune seed --data data/prepared
 Found   -
 """
@@ -19,5 +20,6 @@ stage = Stage(
     sampler="tpe",
     data="reduced",
     enqueue=2,
+    controls=2,
     budget=Budget(num_trials=32),
 )

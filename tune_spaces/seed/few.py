@@ -2,6 +2,7 @@
 
 Asks    How fine must learning rate, weight decay and length be?
 Spends  16 trials on the reduced profile, 2 to 20 epochs each; ASHA keeps one in four.
+        Beside them 2 controls: configurations that bayes ranked in its middle and low.
 Run     aiornot tune seed --data data/prepared
 Found   -
 """
@@ -25,5 +26,6 @@ stage = Stage(
     sampler="random",
     data="reduced",
     enqueue=2,
+    controls=2,
     budget=Budget(num_trials=16),
 )

@@ -2,6 +2,7 @@
 
 Asks    Was it the configuration or the seed?
 Spends  1 trial on the full profile.
+        Beside it the baseline with that seed, too.
 Run     aiornot tune seed --data data/prepared
 Found   -
 """
@@ -16,5 +17,6 @@ stage = Stage(
     data="full",
     enqueue=1,
     seeds=(1,),
+    baseline=parent.stage.baseline,
     budget=Budget(num_trials=1),
 )
