@@ -15,6 +15,6 @@ Where everything lies
   $here/parquet             the demo data: a synthetic stand-in, its scores say nothing of real images
   $here/prepared            the image files that training reads
   $here/runs/demo           the ledger of every stage and trial, checkpoints, offline W&B runs
-  $here/runs/demo/bundle    the delivered model
+  $here/runs/demo/bundle    the delivered model; in baseline/ what it was compared with
 Next: aiornot show demo explore --storage $here/runs; make photos; README.md
 END

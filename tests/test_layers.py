@@ -118,6 +118,8 @@ ORDER = [
     "delivery.errors",
     "delivery.errors_page",
     "delivery.registry",
+    "delivery.paired",
+    "delivery.compare",
     "delivery.predict",
     "delivery.export",
     "delivery.ray_scorer",

@@ -27,6 +27,10 @@ SUMS = "SHA256SUMS"
 """The hashes of these files, as ``sha256sum --check`` reads them."""
 RECORDS = ("evaluations.json", "robustness.json")
 """Files that are there after delivery and must hold their own hash; others may, see ``sealed``."""
+BASELINE = "baseline"
+"""Folder in a bundle that holds what it was compared with, itself a bundle."""
+COMPARISON = "comparison.json"
+"""What came of that; it grows when the test split is opened."""
 
 
 def read(folder: Path) -> dict[str, Any]:

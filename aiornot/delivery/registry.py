@@ -38,7 +38,9 @@ def deliver(
         labels: Of that trial's ledger.
         more: As for ``tracking.story``.
     """
-    files = sorted(path for path in bundle.iterdir() if path.name != EVALUATIONS)
+    # Without what grows, and without the baseline, which is no model to be fetched by mistake.
+    growing = (EVALUATIONS, manifest.COMPARISON)
+    files = sorted(p for p in bundle.iterdir() if p.is_file() and p.name not in growing)
     note = {
         "bundle": manifest.sha256(bundle / manifest.DESCRIPTION),
         "weights": manifest.read(bundle)["sha256"],

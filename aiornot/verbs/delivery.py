@@ -101,8 +101,15 @@ def evaluate(
             )
         if hint := registry.evaluated(bundle, result, mode=wandb):
             console.say(hint)
+    compared = None
+    if (bundle / manifest.BASELINE).is_dir():
+        from aiornot.delivery import compare
+
+        compared = compare.complete(
+            bundle, data=path, split=split, device=common.torch_device(device), again=again
+        )
     if as_json:
-        console.print_json(result)
+        console.print_json(result | ({"comparison": compared} if compared else {}))
         return
     note = result["data"]["source_note"]
     count = result["num_real"] + result["num_generated"]
@@ -113,6 +120,9 @@ def evaluate(
         interval = f"{low:.4f} - {high:.4f}" if low is not None else ""
         rows.append([name, "-" if value is None else f"{value:.4f}", interval])
     console.print_table(title, ["metric", "value", "95 % interval"], rows)
+    if compared is not None:
+        console.print_table("results", compare.COLUMNS, compare.rows(compared))
+        print(f"{split}: {compared['splits'][split]['verdict']}")
 
 
 def robustness(

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,8 +106,34 @@ def tune(
                 rule=rule,
                 lineage=outcome.final.lineage,
             )
+        _compare(out, outcome)
         common.print_bundle(out)
         registry.deliver(trackers.wandb, out, outcome.final.trial, outcome.final.labels)
+
+
+def _compare(bundle: Path, outcome: Any) -> None:
+    """Compare what is delivered with the baseline on train and val, and say what came of it."""
+    from aiornot import console
+    from aiornot.delivery import compare
+    from aiornot.training import checkpoints
+
+    with ExitStack() as stack:
+        baseline = outcome.baseline and Path(
+            stack.enter_context(checkpoints.fetched(outcome.baseline.checkpoint))
+        )
+        found = compare.deliver(
+            bundle,
+            baseline,
+            data=outcome.data,
+            device=common.torch_device("auto"),
+            lineage=outcome.baseline and outcome.baseline.lineage,
+        )
+    if found is None:
+        return
+    val = found["splits"]["val"]
+    console.say(f"val, by which it was chosen: {val['verdict']}")
+    if val["differences"]["auroc"]["better"] is False:
+        console.say(f"the baseline is a bundle, too, and the better one: {bundle}/baseline")
 
 
 def _plan(folder: Path, options: Any, *, as_json: bool) -> None:
