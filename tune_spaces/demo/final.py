@@ -4,7 +4,7 @@ Asks    Was it the configuration or the seed?
 Spends  1 trial on the full profile, 5 epochs.
         Beside it the baseline with that seed, too.
 Run     aiornot tune demo --data demo/prepared
-Found   2026-11-22: seed 1 gives val .932, test .918 [.898, .937]; seed 0 gave val .896.
+Found   2026-11-28: val .936, baseline .918; on test .929 and .921, +.008 [-.000, .017].
 """
 
 from aiornot.tuning.space import Budget, Stage
