@@ -124,6 +124,7 @@ ORDER = [
     "delivery.export",
     "delivery.ray_scorer",
     "delivery.ray_predict",
+    "delivery.saliency",
     "live",
     "console",
     "verbs.common",
