@@ -125,6 +125,7 @@ ORDER = [
     "delivery.ray_scorer",
     "delivery.ray_predict",
     "delivery.saliency",
+    "delivery.human",
     "live",
     "console",
     "verbs.common",

@@ -45,7 +45,9 @@ def with_module(loaded: bundle.Bundle, module: nn.Module) -> bundle.Bundle:
 def slope() -> np.ndarray:
     """An image without traces: a soft slope of colours."""
     level = np.linspace(60, 180, SIDE)
-    return np.stack([*np.meshgrid(level, level), np.full((SIDE, SIDE), 90)], axis=2).astype(np.uint8)
+    return np.stack([*np.meshgrid(level, level), np.full((SIDE, SIDE), 90)], axis=2).astype(
+        np.uint8
+    )
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 9), (7, 4), (11, 11)])

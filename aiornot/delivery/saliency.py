@@ -1,4 +1,4 @@
-"""Where a model looks: how its logit changes when one place of the image after the other is covered.
+"""Where a model looks: how its logit changes as one place of the image after the other is covered.
 
 ``aiornot app BUNDLE`` paints it over the image. Occlusion asks nothing of the model but its answer,
 so it holds for every architecture; a map of the last convolution would need one, and would show
