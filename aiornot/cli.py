@@ -8,7 +8,7 @@ import sys
 import typer
 
 from aiornot.config import InputError, WorkError
-from aiornot.verbs import data, delivery, training, tuning
+from aiornot.verbs import data, delivery, page, training, tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,11 @@ app.command()(delivery.errors)
 app.command()(delivery.verify)
 app.command()(delivery.export)
 app.command()(delivery.predict)
+app.command()(page.app)
+app.command()(page.human)
+
+_EXTRAS = {"ray": "ray", "optuna": "ray", "wandb": "wandb", "gradio": "app"}
+"""Which extra brings a library that is imported only where it is needed."""
 
 _EXTRAS = {"ray": "ray", "optuna": "ray", "wandb": "wandb", "onnx": "onnx", "onnxscript": "onnx"}
 """Which extra brings a library."""

@@ -126,6 +126,8 @@ ORDER = [
     "delivery.ray_predict",
     "delivery.saliency",
     "delivery.human",
+    "delivery.cards",
+    "delivery.app",
     "live",
     "console",
     "verbs.common",
@@ -133,6 +135,7 @@ ORDER = [
     "verbs.training",
     "verbs.tuning",
     "verbs.delivery",
+    "verbs.page",
     "cli",
     "__main__",
 ]

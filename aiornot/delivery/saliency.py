@@ -28,8 +28,10 @@ FLAT = 0.1
 """A map whose largest change of the logit is below this tells nothing: 2.5 points at the most."""
 
 _SIDE = 384  # a smaller image is enlarged before it is painted on, by whole pixels
-_STRONGEST = 0.75  # opacity of the paint
-_REAL, _GENERATED = (47, 111, 181), (217, 114, 43)  # as in data/markup.py
+_FULL = 0.5  # change of the logit from which the paint is full, 12 points at the most
+_STRONGEST = 0.75  # opacity of full paint
+_REAL = np.array([37, 99, 168], dtype=np.float32)  # as in delivery/cards.py
+_GENERATED = np.array([194, 87, 26], dtype=np.float32)
 
 Progress = Callable[[int, int], None]
 """Called with the places that were covered and how many there are."""
@@ -116,7 +118,7 @@ def _ask(bundle: Bundle, images: torch.Tensor) -> np.ndarray:
 def paint(pixels: Pixels, change: np.ndarray) -> Pixels:
     """Lay a map over a pale image: orange speaks for *generated*, blue for *real*.
 
-    The strongest place has the strongest colour, unless the map is flat.
+    The strongest place has full paint, unless it hardly matters itself.
 
     Args:
         pixels: (S, S, 3).
@@ -129,9 +131,9 @@ def paint(pixels: Pixels, change: np.ndarray) -> Pixels:
     large = np.repeat(np.repeat(pixels, times, axis=0), times, axis=1).astype(np.float32)
     grey = large.mean(axis=2, keepdims=True)
     pale = 0.5 * grey + 0.2 * large + 0.3 * 255
-    strength = change / max(FLAT, float(np.abs(change).max()))
+    strength = change / max(_FULL, float(np.abs(change).max()))
     small = Image.fromarray(strength.astype(np.float32))
     smooth = np.asarray(small.resize((len(large), len(large)), Image.Resampling.BICUBIC))
     opacity = _STRONGEST * np.clip(np.abs(smooth), 0, 1)[:, :, None]
-    colour = np.where(smooth[:, :, None] > 0, np.float32(_GENERATED), np.float32(_REAL))
+    colour = np.where(smooth[:, :, None] > 0, _GENERATED, _REAL)
     return np.asarray(pale * (1 - opacity) + colour * opacity + 0.5, dtype=np.uint8)
