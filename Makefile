@@ -12,10 +12,11 @@ PARALLEL := -n 2 --dist loadgroup
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt gradio.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[ray,wandb,dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps -r gradio.txt
 	@touch $@
 
 demo: $(READY)  ## Demo data, the whole chain on a CPU, a test score, three predictions
