@@ -129,15 +129,6 @@ def test_asking_the_model_about_test_images_opens_the_test_split(delivered, tmp_
         assert len(times) == opened
 
 
-def test_images_of_another_size_are_refused(delivered, tmp_path):
-    loaded = bundle.load(delivered.folder, device=CPU)
-    human.check_fits(loaded, delivered.data)
-    other = shutil.copy(delivered.data, tmp_path / "other.h5")
-    hdf5.amend(other, {"geometry": "resize", "size": 64})
-    with pytest.raises(InputError, match="size 64 and the bundle needs 32"):
-        human.check_fits(loaded, other)
-
-
 def test_a_record_that_is_there_is_kept(tmp_path):
     out = tmp_path / "new" / "me.json"
     assert human.save({"a": 1}, out) == out

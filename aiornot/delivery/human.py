@@ -153,22 +153,6 @@ def _logits(bundle: Bundle, pixels: Pixels) -> np.ndarray:
     return output.float().flatten().cpu().numpy()
 
 
-def check_fits(bundle: Bundle, data: Path) -> None:
-    """Refuse images that the model cannot be asked about.
-
-    Raises:
-        InputError: Another size, geometry or resampling.
-    """
-    attributes = hdf5.attributes(data)
-    for key in ("size", "geometry", "resample"):
-        found, wanted = attributes.get(key), getattr(bundle, key)
-        if found != wanted:
-            raise InputError(
-                f"{data} has {key} {found!r} and the bundle needs {wanted!r}; give the file that "
-                "it was trained on"
-            )
-
-
 def score(labels: np.ndarray, called: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return ``metrics``, their 95 % ``intervals`` (Wilson) and ``counts`` [part, whole].
 

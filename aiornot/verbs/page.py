@@ -42,7 +42,7 @@ def app(
 
     Example: aiornot app runs/fast/bundle
     """
-    from aiornot.delivery import app as apps
+    from aiornot.data import hdf5
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import human as humans
 
@@ -51,8 +51,10 @@ def app(
     path = common.prepared(data or PREPARED, loaded.description["data"].get("profile") or "full")
     sample = None
     if data is not None or path.is_file():
-        humans.check_fits(loaded, path)
+        bundles.check_scorable(loaded, hdf5.attributes(path), data=path)
         sample = humans.draw(path, split=split, num=num, seed=seed)
+    from aiornot.delivery import app as apps  # only now: Gradio takes seconds
+
     show = apps.Show(bundle=loaded, folder=bundle, sample=sample, out=out)
     _serve(show, port=port, browser=browser)
 
@@ -77,7 +79,7 @@ def human(
 
     Example: aiornot human --data data/prepared --bundle runs/fast/bundle
     """
-    from aiornot.delivery import app as apps
+    from aiornot.data import hdf5
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import human as humans
 
@@ -87,7 +89,9 @@ def human(
     loaded = None
     if bundle is not None:
         loaded = bundles.load(bundle, device=common.torch_device(device))
-        humans.check_fits(loaded, path)
+        bundles.check_scorable(loaded, hdf5.attributes(path), data=path)
+    from aiornot.delivery import app as apps  # only now: Gradio takes seconds
+
     show = apps.Show(bundle=loaded, folder=bundle, sample=sample, out=out, only_benchmark=True)
     _serve(show, port=port, browser=browser)
 
