@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import CPU
 
-from aiornot.delivery import bundle, cards, human
+from aiornot.delivery import bundle, cards, human, results
 from aiornot.delivery.predict import Prediction
 from aiornot.delivery.saliency import Occlusion
 
@@ -101,7 +101,7 @@ def sat(delivered, **changes: object) -> dict:
 
 
 def test_a_summary_without_a_model_has_one_column(delivered):
-    said = cards.summary(sat(delivered), saved="Kept in <here>.")
+    said = results.summary(sat(delivered), saved="Kept in <here>.")
     assert "<th>You</th>" in said and "<th>Model</th>" not in said
     assert "1.00" in said and "4 of 4" in said and "&lt;here&gt;" in said
 
@@ -121,7 +121,7 @@ def test_galleries_show_disagreements_and_shared_errors():
         row("apart<b>", "real", "generated", "real"),
         row("missed", "generated", "real", "real"),
     ]
-    said = cards.galleries([PIXELS] * 3, rows)
+    said = results.galleries([PIXELS] * 3, rows)
     assert "disagree (1)" in said and "Both wrong (1)" in said
     assert "agreed" not in said and "apart&lt;b&gt;" in said and "missed" in said
 
@@ -131,4 +131,4 @@ def test_without_a_model_the_gallery_holds_the_errors():
         {"id": str(i), "label": "real", "answer": answer}
         for i, answer in enumerate(["real", "generated"])
     ]
-    assert "Your errors (1)" in cards.galleries([PIXELS] * 2, rows)
+    assert "Your errors (1)" in results.galleries([PIXELS] * 2, rows)

@@ -22,18 +22,7 @@ from aiornot.data import demo
 VERBS = (
     *("demo-data", "audit", "prepare", "train", "probe", "tune", "show"),
     *("calibrate", "evaluate", "robustness", "errors", "verify", "export", "predict"),
-    "demo-data",
-    "audit",
-    "prepare",
-    "train",
-    "probe",
-    "tune",
-    "show",
-    "calibrate",
-    "evaluate",
-    "predict",
-    "app",
-    "human",
+    *("app", "human"),
 )
 QUICK = (
     *("--set", "model=test_resnet.r160_in1k", "--set", "pretrained=false"),

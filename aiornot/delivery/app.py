@@ -5,47 +5,24 @@ nothing is fetched from elsewhere or sent there, and uploads are gone at the end
 """
 
 import dataclasses
-import os
-import signal
-import socket
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aiornot.config import InputError
 from aiornot.data import hdf5, images
-from aiornot.delivery import cards, human, predict, saliency
+from aiornot.delivery import cards, host, human, predict, results, saliency, style
 from aiornot.delivery.bundle import Bundle
-
-HOST = "127.0.0.1"
 
 MAX_UPLOAD = "100mb"
 
 PATIENCE = 40.0
 """Seconds that the fine map may take; where it would take longer the coarse one stays."""
-
-_ENVIRONMENT = {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "GRADIO_RUN_HISTORY": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-}
-
-# Whatever a library may ask the browser to load from elsewhere, it does not get.
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'self'"
-)
 
 _KEYS = """<script>
 document.addEventListener("keydown", (event) => {
@@ -56,6 +33,10 @@ document.addEventListener("keydown", (event) => {
   if (button && button.offsetParent) button.click();
 });
 </script>"""
+
+
+_Updates = dict[Any, Any]
+"""Components and what they become."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +64,11 @@ def served(show: Show, *, port: int = 0) -> Iterator[str]:
     Raises:
         InputError: The port is taken.
     """
-    port = _port(port)
-    with tempfile.TemporaryDirectory(prefix="aiornot-") as uploads, _environment(uploads):
+    port = host.free_port(port)
+    with tempfile.TemporaryDirectory(prefix="aiornot-") as uploads, host.environment(uploads):
         blocks = page(show)
         blocks.launch(
-            server_name=HOST,
+            server_name=host.HOST,
             server_port=port,
             share=False,
             inbrowser=False,
@@ -101,82 +82,15 @@ def served(show: Show, *, port: int = 0) -> Iterator[str]:
             run_history=False,
             footer_links=[],
             max_file_size=MAX_UPLOAD,
-            app_kwargs={"middleware": _middleware(), "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": host.middleware(), "docs_url": None, "redoc_url": None},
             theme=_theme(),
-            css=cards.STYLE,
+            css=style.STYLE,
             head=_KEYS,
         )
         try:
-            yield f"http://{HOST}:{port}"
+            yield f"http://{host.HOST}:{port}"
         finally:
             blocks.close(verbose=False)
-
-
-def wait() -> None:
-    """Return when the process is asked to end, by Ctrl-C or SIGTERM."""
-    stop = threading.Event()
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: stop.set()) for name in names}
-    try:
-        stop.wait()
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def _port(wanted: int) -> int:
-    """Return a free port; Gradio takes no 0, and would look for another one where it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, wanted))
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"port {wanted} cannot be used ({error}); give another --port, or 0 for a free one"
-            ) from None
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _environment(uploads: str) -> Iterator[None]:
-    """Tell Gradio by the environment what it asks there alone, and put everything back."""
-    # Gradio greets its own server over HTTP, which a proxy of the environment would swallow.
-    local = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST]))
-    wanted = _ENVIRONMENT | {"GRADIO_TEMP_DIR": uploads, "NO_PROXY": local, "no_proxy": local}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _middleware() -> list[Middleware]:
-    # Another page that lets its name point at 127.0.0.1 comes with its own name as the host.
-    return [
-        Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
-        Middleware(_Policy),
-    ]
-
-
-class _Policy:
-    """Sends the policy with every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", _POLICY.encode())
-                message["headers"] = [*message.get("headers", []), policy]
-            await send(message)
-
-        await self._app(scope, receive, with_policy)
 
 
 def _theme() -> gr.themes.Base:
@@ -287,9 +201,35 @@ def _look(bundle: Bundle, path: Path) -> Iterator[str]:
             return
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The components of the benchmark."""
+
+    sitting: gr.State
+    """A ``human.Sitting``, on this side alone."""
+    kept: gr.BrowserState
+    """What the browser needs to go on after the page was loaded anew."""
+    intro: gr.Column
+    begin: gr.Button
+    exam: gr.Column
+    question: gr.HTML
+    real: gr.Button
+    generated: gr.Button
+    result: gr.Column
+    summary: gr.HTML
+    gallery: gr.HTML
+    again: gr.Button
+
+    @property
+    def outputs(self) -> list[Any]:
+        columns = [self.intro, self.exam, self.result]
+        return [self.sitting, self.kept, *columns, self.question, self.summary, self.gallery]
+
+
 def _measure(blocks: gr.Blocks, show: Show) -> None:
     """Lay out the benchmark: what it is, the images one after the other, the result."""
-    if show.sample is None:
+    sample = show.sample
+    if sample is None:
         gr.HTML(
             cards.empty(
                 "There are no images to ask you about.",
@@ -297,80 +237,93 @@ def _measure(blocks: gr.Blocks, show: Show) -> None:
             )
         )
         return
-    sample = show.sample
-    sitting = gr.State()
-    kept = gr.BrowserState(storage_key="aiornot-sitting")
+    parts = _lay_out(sample, with_model=show.bundle is not None)
+
+    def start(last: human.Sitting | None) -> _Updates:
+        """Begin a round; after a finished one its images are others."""
+        chosen = sample if last is None else _following(last.sample)
+        return _shown(parts, human.Sitting(sample=chosen, shown=time.monotonic()))
+
+    def resume(stored: Any) -> _Updates:
+        found = _restored(sample, stored)
+        return _shown(parts, found) if found is not None else {parts.sitting: None}
+
+    def reply(last: human.Sitting | None, generated: bool) -> Iterator[_Updates]:
+        if last is None or last.is_done:
+            raise gr.Error("This round is over; load the page again", print_exception=False)
+        now = last.answered(generated, now=time.monotonic())
+        yield from _ended(parts, show, now) if now.is_done else [_shown(parts, now)]
+
+    def real(last: human.Sitting | None) -> Iterator[_Updates]:
+        yield from reply(last, False)
+
+    def generated(last: human.Sitting | None) -> Iterator[_Updates]:
+        yield from reply(last, True)
+
+    asked: dict[str, Any] = {"inputs": parts.sitting, "outputs": parts.outputs}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "answers"}
+    parts.begin.click(start, **asked, api_name="begin")
+    parts.again.click(start, **asked, api_visibility="private")
+    parts.real.click(real, **asked, api_name="real", **quiet)
+    parts.generated.click(generated, **asked, api_name="generated", **quiet)
+    blocks.load(resume, parts.kept, parts.outputs, api_visibility="private", show_progress="hidden")
+
+
+def _lay_out(sample: human.Sample, *, with_model: bool) -> _Parts:
+    sitting, kept = gr.State(), gr.BrowserState(storage_key="aiornot-sitting")
     with gr.Column(elem_id="intro") as intro:
-        gr.HTML(cards.introduction(sample, with_model=show.bundle is not None))
-        begin = gr.Button("Begin", variant="primary", elem_id="begin")
+        gr.HTML(cards.introduction(sample, with_model=with_model))
+        begin = gr.Button("Begin", elem_id="begin")
     with gr.Column(visible=False) as exam:
         question = gr.HTML(elem_id="question")
         with gr.Row(elem_id="answers"):
             real = gr.Button("Real", elem_id="answer-real")
             generated = gr.Button("Generated", elem_id="answer-generated")
     with gr.Column(visible=False) as result:
-        summary = gr.HTML(elem_id="summary")
-        gallery = gr.HTML()
+        summary, gallery = gr.HTML(elem_id="summary"), gr.HTML()
         again = gr.Button("Another round", elem_id="again")
-    outputs = [sitting, kept, intro, exam, result, question, summary, gallery]
-
-    def show_sitting(now: human.Sitting) -> dict[Any, Any]:
-        return {
-            sitting: now,
-            kept: _kept(now),
-            intro: gr.Column(visible=False),
-            exam: gr.Column(visible=True),
-            result: gr.Column(visible=False),
-            question: _question(now),
-        }
-
-    def start(last: human.Sitting | None) -> dict[Any, Any]:
-        """Begin a round; after a finished one its images are others."""
-        chosen = sample if last is None else _following(last.sample)
-        return show_sitting(human.Sitting(sample=chosen, shown=time.monotonic()))
-
-    def resume(stored: Any) -> dict[Any, Any]:
-        """Go on after the page was loaded anew."""
-        found = _restored(sample, stored)
-        return show_sitting(found) if found is not None else {sitting: None}
-
-    def reply(generated: bool) -> Callable[[human.Sitting | None], Iterator[dict[Any, Any]]]:
-        def answer(last: human.Sitting | None) -> Iterator[dict[Any, Any]]:
-            if last is None or last.is_done:
-                raise gr.Error("This round is over; load the page again", print_exception=False)
-            now = last.answered(generated, now=time.monotonic())
-            if not now.is_done:
-                yield show_sitting(now)
-                return
-            yield {question: cards.empty("That was the last one. The model is being asked now.")}
-            found, said = _finish(show, now)
-            yield {
-                sitting: now,
-                kept: None,
-                exam: gr.Column(visible=False),
-                result: gr.Column(visible=True),
-                summary: cards.summary(found, saved=said),
-                gallery: _gallery(now, found),
-            }
-
-        return answer
-
-    begin.click(start, sitting, outputs, api_name="begin")
-    again.click(start, sitting, outputs, api_visibility="private")
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "answers"}
-    real.click(reply(False), sitting, outputs, api_name="real", **quiet)
-    generated.click(reply(True), sitting, outputs, api_name="generated", **quiet)
-    blocks.load(resume, kept, outputs, api_visibility="private", show_progress="hidden")
+    return _Parts(
+        sitting=sitting,
+        kept=kept,
+        intro=intro,
+        begin=begin,
+        exam=exam,
+        question=question,
+        real=real,
+        generated=generated,
+        result=result,
+        summary=summary,
+        gallery=gallery,
+        again=again,
+    )
 
 
-def _question(now: human.Sitting) -> str:
+def _shown(parts: _Parts, now: human.Sitting) -> _Updates:
+    """Show the image at hand; no label is in any of it."""
     number = len(now.answers)
-    return cards.question(now.sample.pixels(number), number=number, total=len(now.sample))
+    picture = now.sample.pixels(number)
+    return {
+        parts.sitting: now,
+        parts.kept: _kept(now),
+        parts.intro: gr.Column(visible=False),
+        parts.exam: gr.Column(visible=True),
+        parts.result: gr.Column(visible=False),
+        parts.question: cards.question(picture, number=number, total=len(now.sample)),
+    }
 
 
-def _gallery(now: human.Sitting, found: dict[str, Any]) -> str:
+def _ended(parts: _Parts, show: Show, now: human.Sitting) -> Iterator[_Updates]:
+    yield {parts.question: cards.empty("That was the last one. Counting.")}
+    found, said = _finish(show, now)
     pictures = [now.sample.pixels(number) for number in range(len(now.sample))]
-    return cards.galleries(pictures, found["images"])
+    yield {
+        parts.sitting: now,
+        parts.kept: None,
+        parts.exam: gr.Column(visible=False),
+        parts.result: gr.Column(visible=True),
+        parts.summary: results.summary(found, saved=said),
+        parts.gallery: results.galleries(pictures, found["images"]),
+    }
 
 
 def _following(sample: human.Sample) -> human.Sample:

@@ -112,10 +112,11 @@ def _serve(show: "Show", *, port: int, browser: bool) -> None:
 
     from aiornot import console
     from aiornot.delivery import app as apps
+    from aiornot.delivery import host
 
     with apps.served(show, port=port) as address:
         print(address, flush=True)
         console.say("the page is open to this machine alone; Ctrl-C stops it")
         if browser:
             webbrowser.open(address)
-        apps.wait()
+        host.wait()
