@@ -303,13 +303,13 @@ def test_all_images_are_answered_in_a_browser(running, browser, delivered):
 def test_control_c_ends_it_cleanly_and_it_never_spoke_to_anyone_else(running):
     """Stands last in this file: it ends the process that the others use."""
     temporary = running.root / "tmp"
-    assert list(temporary.glob("aiornot-*/*"))
+    assert list(temporary.glob("aiornot-app-*/*"))
     before = (running.root / "stderr").read_text()
     assert "Ctrl-C stops it" in before
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(60) == 0
     assert (running.root / "stderr").read_text() == before
-    assert not list(temporary.glob("aiornot-*"))
+    assert not list(temporary.glob("aiornot-app-*"))
     connections = (running.root / "connections").read_text().splitlines()
     assert connections and all("127.0.0.1" in line for line in connections), connections
 

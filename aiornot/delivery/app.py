@@ -65,7 +65,7 @@ def served(show: Show, *, port: int = 0) -> Iterator[str]:
         InputError: The port is taken.
     """
     port = host.free_port(port)
-    with tempfile.TemporaryDirectory(prefix="aiornot-") as uploads, host.environment(uploads):
+    with tempfile.TemporaryDirectory(prefix="aiornot-app-") as uploads, host.environment(uploads):
         blocks = page(show)
         blocks.launch(
             server_name=host.HOST,
