@@ -105,13 +105,15 @@ def page(show: Show) -> gr.Blocks:
     blocks: gr.Blocks
     with gr.Blocks(title="aiornot", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
         gr.HTML(_heading(show))
+        # Here and not in its tab: what is in a closed tab does not exist when the page is loaded.
+        kept = gr.BrowserState(storage_key="aiornot-sitting")
         if show.only_benchmark or show.bundle is None:
-            _measure(blocks, show)
+            _measure(blocks, show, kept)
         else:
             with gr.Tab("Try an image"):
                 _try(show.bundle)
             with gr.Tab("Measure yourself"):
-                _measure(blocks, show)
+                _measure(blocks, show, kept)
     return blocks
 
 
@@ -226,7 +228,7 @@ class _Parts:
         return [self.sitting, self.kept, *columns, self.question, self.summary, self.gallery]
 
 
-def _measure(blocks: gr.Blocks, show: Show) -> None:
+def _measure(blocks: gr.Blocks, show: Show, kept: gr.BrowserState) -> None:
     """Lay out the benchmark: what it is, the images one after the other, the result."""
     sample = show.sample
     if sample is None:
@@ -237,7 +239,7 @@ def _measure(blocks: gr.Blocks, show: Show) -> None:
             )
         )
         return
-    parts = _lay_out(sample, with_model=show.bundle is not None)
+    parts = _lay_out(sample, kept, with_model=show.bundle is not None)
 
     def start(last: human.Sitting | None) -> _Updates:
         """Begin a round; after a finished one its images are others."""
@@ -269,8 +271,8 @@ def _measure(blocks: gr.Blocks, show: Show) -> None:
     blocks.load(resume, parts.kept, parts.outputs, api_visibility="private", show_progress="hidden")
 
 
-def _lay_out(sample: human.Sample, *, with_model: bool) -> _Parts:
-    sitting, kept = gr.State(), gr.BrowserState(storage_key="aiornot-sitting")
+def _lay_out(sample: human.Sample, kept: gr.BrowserState, *, with_model: bool) -> _Parts:
+    sitting = gr.State()
     with gr.Column(elem_id="intro") as intro:
         gr.HTML(cards.introduction(sample, with_model=with_model))
         begin = gr.Button("Begin", elem_id="begin")
