@@ -57,7 +57,8 @@ STYLE = """
 .aion .stage img { width: min(100%, 56vh); aspect-ratio: 1; object-fit: contain; margin: 0;
   border-radius: .3rem; }
 .aion .scroll { overflow-x: auto; }
-.aion table { border-collapse: collapse; font-size: .95rem; width: auto; margin: 0; }
+.aion table { border-collapse: collapse; border-style: none; border-width: 0; font-size: .95rem;
+  width: auto; margin: 0; }
 .aion tr { border: 0; background: none; }
 .aion th, .aion td { text-align: right; padding: .45rem 0 .45rem 2rem;
   border-style: solid; border-width: 0 0 1px; border-color: var(--rim); vertical-align: top;
@@ -72,6 +73,7 @@ STYLE = """
   border-color: var(--rim) var(--rim) var(--tone); border-radius: .5rem; overflow: hidden; }
 .aion figure img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0;
   border-radius: 0; background: var(--soft); }
+.aion figcaption .dim { font-size: .75rem; }
 .aion figcaption { font-size: .8rem; line-height: 1.4; padding: .35rem .5rem .45rem;
   overflow-wrap: anywhere; }
 #answers { position: sticky; bottom: 0; z-index: 5; padding: .6rem 0; gap: .6rem;
