@@ -329,6 +329,7 @@ def test_a_port_that_is_taken_is_one_sentence(delivered):
 def test_without_gradio_it_says_what_to_install(delivered, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "aiornot.delivery.app", raising=False)
+    monkeypatch.delattr("aiornot.delivery.app", raising=False)
     result = run_verb("app", str(delivered.folder), "--no-open")
     assert result.code == 2 and "pip install 'aiornot[app]'" in result.err
 

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from aiornot import storage
 from aiornot.config import InputError
 from aiornot.data import hdf5
 from aiornot.data.images import Pixels
+from aiornot.delivery import bundle as bundles
 from aiornot.delivery import evaluate
 from aiornot.delivery.bootstrap import wilson
 from aiornot.delivery.bundle import Bundle
-from aiornot.training import augment
 
 NUM = 50
 """As in the notebook."""
@@ -138,19 +137,15 @@ def ask_model(sample: Sample, bundle: Bundle, *, folder: Path) -> np.ndarray:
     """
     evaluate.open_split(folder, sample.split)
     parts = [
-        _logits(bundle, sample.images[sample.rows[start : start + _BATCH]])
+        bundles.forward(
+            bundle.module,
+            sample.images[sample.rows[start : start + _BATCH]],
+            mean=bundle.mean,
+            std=bundle.std,
+        )
         for start in range(0, len(sample), _BATCH)
     ]
     return bundle.calibration.probabilities(np.concatenate(parts))
-
-
-@torch.inference_mode()
-def _logits(bundle: Bundle, pixels: Pixels) -> np.ndarray:
-    inputs = torch.from_numpy(pixels).to(bundle.device)
-    output: torch.Tensor = bundle.module(
-        augment.normalize(inputs, mean=bundle.mean, std=bundle.std)
-    )
-    return output.float().flatten().cpu().numpy()
 
 
 def score(labels: np.ndarray, called: np.ndarray) -> dict[str, dict[str, Any]]:
