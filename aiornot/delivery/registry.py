@@ -38,7 +38,7 @@ def deliver(
         labels: Of that trial's ledger.
         more: As for ``tracking.story``.
     """
-    # Without what grows, and without the baseline, which is no model to be fetched by mistake.
+    # Without what grows, and without the baseline: that one is not what is delivered.
     growing = (EVALUATIONS, manifest.COMPARISON)
     files = sorted(p for p in bundle.iterdir() if p.is_file() and p.name not in growing)
     note = {

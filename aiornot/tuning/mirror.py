@@ -50,7 +50,9 @@ def frozen(trial: Trial, space: Mapping[str, Distribution]) -> FrozenTrial:
         intermediate_values={int(tick["tick"]): float(tick["score"]) for tick in trial.ticks},
     )
     made.datetime_start = _moment(trial.started)
-    made.datetime_complete = _moment(trial.ticks[-1]["time"] if trial.ticks else trial.started)
+    made.datetime_complete = _moment(
+        trial.ticks[-1].get("time", trial.started) if trial.ticks else trial.started
+    )
     if trial.state == "running":
         made.state, made.datetime_complete = TrialState.RUNNING, None
     return made
