@@ -34,10 +34,14 @@ app.command()(delivery.predict)
 app.command()(page.app)
 app.command()(page.human)
 
-_EXTRAS = {"ray": "ray", "optuna": "ray", "wandb": "wandb", "gradio": "app"}
-"""Which extra brings a library that is imported only where it is needed."""
-
-_EXTRAS = {"ray": "ray", "optuna": "ray", "wandb": "wandb", "onnx": "onnx", "onnxscript": "onnx"}
+_EXTRAS = {
+    "ray": "ray",
+    "optuna": "ray",
+    "wandb": "wandb",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "gradio": "app",
+}
 """Which extra brings a library."""
 
 _INTERRUPTED = 130
