@@ -8,7 +8,7 @@ import sys
 import typer
 
 from aiornot.config import InputError, WorkError
-from aiornot.verbs import data, delivery, page, training, tuning
+from aiornot.verbs import data, delivery, page, reporting, training, tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.command()(training.train)
 app.command()(training.probe)
 app.command()(tuning.tune)
 app.command()(tuning.show)
+app.command()(reporting.report)
 app.command()(delivery.calibrate)
 app.command()(delivery.evaluate)
 app.command()(delivery.robustness)

@@ -20,7 +20,7 @@ from aiornot import cli, console
 from aiornot.data import demo
 
 VERBS = (
-    *("demo-data", "audit", "prepare", "train", "probe", "tune", "show"),
+    *("demo-data", "audit", "prepare", "train", "probe", "tune", "show", "report"),
     *("calibrate", "evaluate", "robustness", "errors", "verify", "export", "predict"),
     *("app", "human"),
 )

@@ -110,7 +110,7 @@ def test_four_figures_of_a_search_are_written(trials, tmp_path):
 def test_nothing_is_cut_off_or_written_over_something_else(trials):
     """The labels of every figure lie inside it, and the axes' labels do not overlap."""
     best, axes = trials[4], axes_of(SPACE, trials)
-    drawn = [trial for trial in trials if figures._curve(trial)[0]]
+    drawn = [trial for trial in trials if figures.score_curve(trial)[0]]
     for figure in (
         figures.curves("a title", drawn, rungs=[1, 4], best=best),
         figures.parallel("a title", drawn, axes=axes, best=best),
@@ -129,7 +129,7 @@ def test_nothing_is_cut_off_or_written_over_something_else(trials):
 
 
 def test_the_best_is_named_and_the_stopped_are_pale_and_behind(trials):
-    drawn = [trial for trial in trials if figures._curve(trial)[0]]
+    drawn = [trial for trial in trials if figures.score_curve(trial)[0]]
     figure = figures.curves("", drawn, rungs=[1, 4], best=trials[4])
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) and line.get_zorder()]
     colours = {id_: to_hex(line.get_color()) for id_, line in zip(range(18), lines, strict=False)}
@@ -145,9 +145,9 @@ def test_the_best_is_named_and_the_stopped_are_pale_and_behind(trials):
 
 
 def test_a_curve_leaves_out_nan_and_the_zero_of_a_diverged_trial(trials):
-    assert figures._curve(trials[15]) == ([1, 2], [0.6, 0.61])
-    assert figures._curve(trials[16]) == ([], [])
-    assert figures._curve(trials[19]) == ([1, 3], [0.5, 0.7])
+    assert figures.score_curve(trials[15]) == ([1, 2], [0.6, 0.61])
+    assert figures.score_curve(trials[16]) == ([], [])
+    assert figures.score_curve(trials[19]) == ([1, 3], [0.5, 0.7])
 
 
 def test_parallel_lines_pass_below_what_did_not_apply(trials):

@@ -208,13 +208,13 @@ def picture(jpeg: bytes, *, word: str, caption: Html) -> Html:
     )
 
 
-def document(title: str, body: Sequence[Html]) -> str:
-    """Return a whole page that needs no other file and no script."""
+def document(title: str, body: Sequence[Html], *, style: str = "") -> str:
+    """Return a whole page that needs no other file and no script; ``style`` is added to ours."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{text(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )

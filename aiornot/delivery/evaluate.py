@@ -18,6 +18,7 @@ from aiornot.data import hdf5
 from aiornot.data.splits import SPLITS
 from aiornot.delivery import bootstrap, manifest, measures
 from aiornot.delivery.calibrate import Calibration, check
+from aiornot.delivery.curves import curves
 
 EVALUATIONS = "evaluations.json"
 
@@ -47,7 +48,7 @@ def evaluation(
     attributes: Mapping[str, Any],
     clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return metrics and 95 % intervals as plain values that JSON holds; undefined ones are None.
+    """Return metrics, 95 % intervals and curves as plain values; undefined ones are None.
 
     Args:
         logits: (N,).
@@ -72,6 +73,7 @@ def evaluation(
         **about_images(labels, clusters),
         "metrics": {name: _plain(value) for name, value in metrics.items()},
         "intervals": {name: [_plain(end) for end in ends] for name, ends in intervals.items()},
+        "curves": curves(logits, labels, calibration),
         "calibration": calibration.to_dict(),
         "data": about_data(attributes),
     }

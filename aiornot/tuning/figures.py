@@ -65,7 +65,7 @@ def write(
     place = Path(folder)
     if "://" in folder or place.is_file():
         raise InputError(f"--plot {folder}: give a local folder")
-    drawn = [trial for trial in trials if _curve(trial)[0]]
+    drawn = [trial for trial in trials if score_curve(trial)[0]]
     if not drawn:
         raise InputError(f"{title}: no trial has a score yet, so there is nothing to plot")
     rungs = select.rungs(asha.budget_of(record))
@@ -84,7 +84,7 @@ def write(
     return [place / f"{name}.png" for name in figures]
 
 
-def _curve(trial: Trial) -> tuple[list[int], list[float]]:
+def score_curve(trial: Trial) -> tuple[list[int], list[float]]:
     """Return ticks and scores; the 0 with which a diverged trial ends is no score."""
     ticks = trial.ticks[:-1] if trial.state == "diverged" else trial.ticks
     found = [tick for tick in ticks if math.isfinite(tick["score"])]
@@ -92,7 +92,7 @@ def _curve(trial: Trial) -> tuple[list[int], list[float]]:
 
 
 def _last(trial: Trial) -> float:
-    return _curve(trial)[1][-1]
+    return score_curve(trial)[1][-1]
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":
@@ -161,7 +161,7 @@ def curves(
     figure = _figure(8.5, 5, f"{title}: learning curves")
     axes = figure.subplots()
     for trial in trials:
-        ticks, scores = _curve(trial)
+        ticks, scores = score_curve(trial)
         axes.plot(ticks, scores, linewidth=2.2 if trial is best else 1.2, **_style(trial, best))
         axes.scatter(ticks[-1:], scores[-1:], **_end_style(trial, best))
     for rung in rungs:

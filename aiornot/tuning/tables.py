@@ -84,12 +84,7 @@ def _notes(board: Row) -> list[str]:
     found = board["importances"] or {"rows": [], "note": ""}
     notes = [found["note"]] if found["note"] else []
     if found["rows"]:
-        notes.append(
-            f"share: in being among the best {found['num_top']} of {found['num_trials']} trials at "
-            f"tick {found['rung']}, stopped ones included (PED-ANOVA, less what shuffled scores "
-            "give); by chance: how often shuffled scores make any parameter stand out as much, "
-            f"above {importance.BY_CHANCE:.0%} it proves nothing"
-        )
+        notes.append(importance_note(found))
     notes += [
         f"best values at a bound: {sentence} (widen the range in the stage file if you mean to)"
         for sentence in board["bounds"]
@@ -98,6 +93,16 @@ def _notes(board: Row) -> list[str]:
     if any(row["traceback"] for row in board["trials"]):
         notes.append("tracebacks of failed trials: --json")
     return notes
+
+
+def importance_note(found: Mapping[str, Any]) -> str:
+    """Return what the shares of importances are, and when they prove nothing."""
+    return (
+        f"share: in being among the best {found['num_top']} of {found['num_trials']} trials at "
+        f"tick {found['rung']}, stopped ones included (PED-ANOVA, less what shuffled scores "
+        "give); by chance: how often shuffled scores make any parameter stand out as much, "
+        f"above {importance.BY_CHANCE:.0%} it proves nothing"
+    )
 
 
 def _shared(rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from aiornot.config import InputError
-from aiornot.verbs import common
+from aiornot.verbs import common, reporting
 from aiornot.verbs.common import JsonOption, RuleOption, TensorboardOption, WandbOption
 
 
@@ -109,6 +109,7 @@ def tune(
         _compare(out, outcome)
         common.print_bundle(out)
         registry.deliver(trackers.wandb, out, outcome.final.trial, outcome.final.labels)
+    _report(folder.name, storage=storage, data=data)
 
 
 def _compare(bundle: Path, outcome: Any) -> None:
@@ -134,6 +135,18 @@ def _compare(bundle: Path, outcome: Any) -> None:
     console.say(f"val, by which it was chosen: {val['verdict']}")
     if val["differences"]["auroc"]["better"] is False:
         console.say(f"the baseline is a bundle, too, and the better one: {bundle}/baseline")
+
+
+def _report(run: str, *, storage: str, data: Path) -> None:
+    """Write the page; whatever is wrong with it, the model is delivered."""
+    from aiornot import console
+
+    try:
+        path, _ = reporting.write(run, storage=storage, data=data)
+    except InputError as error:
+        console.say(f"no report was written: {error}")
+    else:
+        console.say(f"all of it on one page: {path}")
 
 
 def _plan(folder: Path, options: Any, *, as_json: bool) -> None:

@@ -1,0 +1,66 @@
+"""The part of the style sheet that only a report needs: charts, the funnel, large numbers.
+
+``delivery/report_page.py`` adds it to that of ``data/markup.py``. Dark mode has its own.
+"""
+
+STYLE = """
+:root { --one: #0072b2; --two: #e69f00; --three: #009e73; --best: #d55e00; --person: #b8548f;
+  --pale: #b9bbbd; --shade: #0072b222; --shadebest: #d55e0022; --band: #e69f0033; }
+@media (prefers-color-scheme: dark) { :root { --one: #56b4e9; --two: #e6b040; --three: #3cc7a0;
+  --best: #f0884a; --person: #e08fc0; --pale: #62666c; --shade: #56b4e933; --shadebest: #f0884a33;
+  --band: #e6b04033; } }
+nav { font-size: .85rem; margin: .6rem 0 0; line-height: 1.9; }
+nav a { color: var(--one); margin-right: .9rem; white-space: nowrap; }
+a { color: var(--one); }
+h2 { border-top: 1px solid var(--line); padding-top: 1.2rem; }
+.tile { flex: 1 1 9.5rem; }
+.tile span { display: block; }
+.tile b { font-size: 1.7rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18.5rem, 100%), 1fr));
+  gap: .8rem; margin: .6rem 0; }
+.plot { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
+  padding: .6rem .7rem; min-width: 0; }
+.plot.wide { max-width: 36rem; }
+.plot b { font-size: .9rem; }
+.plot svg { display: block; width: 100%; height: auto; margin: .3rem 0; }
+.plot text { font-size: 11px; fill: var(--dim); }
+.plot text.strong { font-weight: 600; fill: var(--ink); }
+.plot text.inside { fill: var(--card); }
+.plot polyline, .plot path { fill: none; stroke-width: 1; }
+.grid { stroke: var(--line); } .axis { stroke: var(--dim); }
+.rung { stroke: var(--dim); stroke-dasharray: 2 3; }
+.plot polyline.mark { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 3; }
+.plot polyline.curve { stroke-width: 1.6; stroke-linejoin: round; }
+.plot polyline.best { stroke-width: 2.4; }
+.plot polyline.clean { stroke-dasharray: 5 4; opacity: .7; stroke-width: 1; }
+polyline.one { stroke: var(--one); } polyline.pale { stroke: var(--pale); }
+polyline.best { stroke: var(--best); } polyline.control { stroke: var(--three);
+  stroke-dasharray: 5 3; } polyline.baseline { stroke: var(--ink); stroke-dasharray: 2 2; }
+polyline.person { stroke: var(--person); } polyline.arm { stroke-dasharray: none; }
+.whisker { stroke: var(--one); opacity: .55; }
+circle.one, rect.one { fill: var(--one); } circle.pale { fill: var(--pale); }
+circle.best { fill: var(--best); } circle.control, rect.three { fill: var(--three); }
+circle.baseline { fill: var(--ink); } circle.person { fill: var(--person); }
+rect.two { fill: var(--two); } circle.hollow { fill: var(--card); stroke: var(--ink); }
+polygon.real { fill: var(--real); } polygon.generated { fill: var(--generated); }
+polygon.pale { fill: var(--line); opacity: .6; } polygon.band { fill: var(--band); }
+polygon.shade { fill: var(--shade); } polygon.shade.best { fill: var(--shadebest); }
+.keys { font-size: .78rem; color: var(--dim); line-height: 1.7; }
+.keys .key { white-space: normal; }
+.key.one::before { background: var(--one); } .key.best::before { background: var(--best); }
+.key.pale::before { background: var(--pale); } .key.control::before { background: var(--three); }
+.key.baseline::before, .key.mark::before { background: var(--ink); }
+.key.person::before { background: var(--person); } .key.band::before { background: var(--band); }
+.key.hollow::before { border: 1px solid var(--ink); border-radius: 50%; box-sizing: border-box; }
+.share { display: inline-block; width: 8rem; height: .7rem; background: var(--line);
+  border-radius: 2px; overflow: hidden; vertical-align: middle; }
+.share i { display: block; height: 100%; background: var(--one); }
+.share i.pale { background: var(--pale); }
+details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; font-size: .95rem; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
+  padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+@media (max-width: 34rem) { .tile { flex-basis: 8rem; } .tile b { font-size: 1.4rem; }
+  .share { width: 4rem; } }
+@media print { nav { display: none; } details:not([open]) > * { display: block; } }
+"""
