@@ -110,6 +110,14 @@ def test_the_walk_ends_in_a_bundle_that_plain_timm_loads(walk):
     assert model.num_classes == 1
 
 
+def test_the_walk_ends_with_a_report(walk):
+    assert "all of it on one page: runs/mine/report.html" in walk.tuned.err
+    found = json.loads((walk.home / "runs/mine/report.json").read_text())
+    assert [stage["budget"]["ended"] for stage in found["stages"]] == [3, 3, 1]
+    assert found["splits"]["full"]["test"] == {"real": 12, "generated": 12}
+    assert set(found["missing"]) == {"test", "comparison", "robustness", "errors", "human"}
+
+
 def test_every_trial_is_in_the_ledger_once_with_every_tick_once(walk):
     trials = read_trials(walk.home / "runs/mine")
     assert sorted(trials) == [

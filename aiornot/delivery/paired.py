@@ -17,6 +17,7 @@ from aiornot.delivery.measures import auroc, curve, losses, means
 METRICS = {
     "auroc": "AUROC",
     "accuracy@threshold": "accuracy",
+    "precision@0.5": "precision at .5",
     "precision@threshold": "precision",
     "recall@threshold": "recall",
     "log_loss_after_temperature": "log loss",

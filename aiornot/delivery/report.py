@@ -24,7 +24,7 @@ from aiornot.tuning.record import Record
 
 SCHEMA_VERSION = 1
 
-BASELINE, COMPARISON, ROBUSTNESS = "baseline", "comparison.json", "robustness.json"
+ROBUSTNESS = "robustness.json"
 ERRORS = "errors/errors.json"
 """Beside the bundle."""
 
@@ -122,14 +122,14 @@ def _delivered(bundle: Path, human: Path) -> Report:
     names = ("calibration", "config", "lineage", "data", "versions", "preprocessing", "sha256")
     kept = _kept(bundle / evaluate.EVALUATIONS) or {"test_opened": [], "evaluations": []}
     tests = [one for one in kept["evaluations"] if one["split"] == "test"]
-    compared = _kept(bundle / COMPARISON)
+    compared = _kept(bundle / manifest.COMPARISON)
     if compared is not None and not _is_of(description, compared["models"]["final"]):
         compared = None
     return {
         "delivered": {name: description[name] for name in names} | {"folder": str(bundle)},
         "note": description["data"]["source_note"],
         "evaluations": {"val": description["val"], "test": _newest(tests, description)},
-        "baseline": _baseline(bundle / BASELINE),
+        "baseline": _baseline(bundle / manifest.BASELINE),
         "comparison": compared,
         "test_opened": kept["test_opened"],
         "robustness": _of_splits(_kept(bundle / ROBUSTNESS), description),

@@ -40,7 +40,7 @@ def funnel(stages: Sequence[_Table]) -> Html:
     seconds = [stage["stage"]["device_seconds"] for stage in stages]
     parts = [
         _heading(x, heading)
-        for x, heading in ((6, "trials"), (140, "images x epochs of a trial"), (274, "time"))
+        for x, heading in ((6, "trials"), (140, "images x epochs"), (274, "time"))
     ]
     halves = [max(3.0, _HALF * count / max(counts)) for count in counts]
     for number, half in enumerate(halves):
@@ -52,13 +52,7 @@ def funnel(stages: Sequence[_Table]) -> Html:
             _block(_MIDDLE - half, 2 * half, top, "one"),
             _block(140, 116 * shows[number] / (max(shows) or 1), top, "two"),
             _block(274, 60 * seconds[number] / (max(seconds) or 1), top, "three"),
-            _label(
-                _MIDDLE,
-                top + 13,
-                str(counts[number]),
-                "strong inside" if half > 12 else "strong",
-                "middle",
-            ),
+            _count(half, top, counts[number]),
             _label(6, top + 34, stages[number]["stage"]["stage"], "strong", "start"),
             _label(140, top + 34, _seen(budget), "", "start"),
             _label(274, top + 34, duration(seconds[number]), "", "start"),
@@ -70,6 +64,13 @@ def funnel(stages: Sequence[_Table]) -> Html:
         "<figcaption>Trials begun; images of train times epochs of a whole training, and the side "
         "of an image; time of the devices. Bars are in proportion.</figcaption></figure>"
     )
+
+
+def _count(half: float, top: float, count: int) -> Html:
+    """Write the number of trials into its bar, or beside one that is too narrow."""
+    if half > 14:
+        return _label(_MIDDLE, top + 13, f"{count:,}", "strong inside", "middle")
+    return _label(_MIDDLE + half + 4, top + 13, f"{count:,}", "strong", "start")
 
 
 def _heading(x: float, told: str) -> Html:

@@ -70,7 +70,7 @@ def page(report: _Table, *, gallery: str | None = None) -> str:
         "model": ("The model and its data", _model(report)),
         "again": ("Do it again, use it", _again(report)),
     }
-    links = join([Html(f'<a href="#{name}">{name}</a>') for name in sections])
+    links = join([Html(f'<a href="#{name}">{name}</a>') for name in sections], " ")
     parts = [
         Html(f'<section id="{name}"><h2>{say(title)}</h2>{body}</section>')
         for name, (title, body) in sections.items()
@@ -122,10 +122,10 @@ def _verdict(report: _Table) -> Html:
     better = compared["differences"]["auroc"]["better"]
     tone = {True: "none", False: "leak", None: "undecided"}[better]
     word = {True: "Better than", False: "Worse than", None: "No better than"}[better]
-    where = "On val, by which it was chosen" if split == "val" else "On test"
+    where = "On val, by which it was chosen," if split == "val" else "On test"
     return Html(
-        f"<div class='verdict {tone}'><p><strong>{word} the baseline.</strong> {where}: "
-        f"{say(compared['verdict'])}.</p>{sealed}</div>"
+        f"<div class='verdict {tone}'><p><strong>{word} the baseline.</strong> {where} the final "
+        f"model is {say(compared['verdict'])}.</p>{sealed}</div>"
     )
 
 
@@ -224,11 +224,15 @@ def _budget(report: _Table) -> Html:
     stages = report["stages"]
     saved = sum(stage["budget"]["whole_ticks"] - stage["budget"]["ticks"] for stage in stages)
     whole = sum(stage["budget"]["whole_ticks"] for stage in stages)
+    limits = (
+        " Allowed: what --hours and --gpu-hours left to a search before it had to end."
+        if any(stage["budget"]["allowed"] for stage in stages)
+        else ""
+    )
     note = paragraph(
-        "Ticks are 1/16 of a trial's own training. Expected: what is trained where ASHA lets as "
-        "many pass as its factor says. Allowed: what --hours and --gpu-hours left to a search "
-        f"before it had to end. Of the ticks of {sum(s['budget']['trials'] for s in stages)} whole "
-        f"trainings {saved / (whole or 1):.0%} were saved.",
+        "A tick is 1/16 of a trial's own training. Expected: what is trained where ASHA lets as "
+        f"many pass as its factor says.{limits} Of {whole:,} ticks {saved / (whole or 1):.0%} were "
+        "saved.",
         dim=True,
     )
     return join([report_parts.budget(stages), note])
@@ -238,7 +242,7 @@ def _learning(report: _Table) -> Html:
     drawn = [figure for stage in report["stages"] if (figure := report_figures.learning(stage))]
     if not drawn:
         return paragraph("No trial has a score yet.")
-    return Html(f"<div class=charts>{join(drawn)}</div>")
+    return Html(f"<div class='charts two'>{join(drawn)}</div>")
 
 
 def _leaderboards(report: _Table) -> Html:
@@ -273,7 +277,7 @@ def _curves(report: _Table) -> Html:
         report_figures.scores(shown),
     ]
     note = f"Of {shown['num_real'] + shown['num_generated']:,} images of {split}."
-    return join([paragraph(note, dim=True), Html(f"<div class=charts>{join(figures)}</div>")])
+    return join([paragraph(note, dim=True), Html(f"<div class='charts two'>{join(figures)}</div>")])
 
 
 def _robustness(report: _Table) -> Html:
@@ -284,7 +288,7 @@ def _robustness(report: _Table) -> Html:
         [
             paragraph(f"On {found['split']}. {found['about']}", dim=True),
             report_parts.tiers(found),
-            Html(f"<div class=charts>{join(report_figures.damages(found))}</div>"),
+            Html(f"<div class='charts two'>{join(report_figures.damages(found))}</div>"),
             paragraph("Dashed: clean images. Shaded: 95 % intervals.", dim=True),
             report_parts.generators(found),
         ]

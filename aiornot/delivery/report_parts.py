@@ -21,19 +21,24 @@ SHOWN = 12
 
 
 def results(rows: Sequence[_Table]) -> Html:
-    """Show baseline against final on each split."""
-    cells = [
-        [
-            say(row["split"]),
-            say(METRICS[row["metric"]]),
-            value(row["baseline"]),
-            value(row["final"]),
-            _difference(row["difference"]),
+    """Show baseline against final, a table for each split."""
+    parts = []
+    for split in dict.fromkeys(row["split"] for row in rows):
+        cells = [
+            [
+                say(METRICS[row["metric"]]),
+                value(row["baseline"]),
+                value(row["final"]),
+                _difference(row["difference"]),
+            ]
+            for row in rows
+            if row["split"] == split
         ]
-        for row in rows
-    ]
-    columns = ["split", "metric", "baseline", "final", "final less baseline"]
-    return table(columns, cells, wide=None)
+        columns = ["", "baseline", "final", "difference"]
+        if split == "train":  # no difference was asked for
+            columns, cells = columns[:3], [cell[:3] for cell in cells]
+        parts.append(Html(f"<h3>On {say(split)}</h3>{table(columns, cells)}"))
+    return join(parts[::-1])
 
 
 def value(found: _Table | None) -> Html:
@@ -53,9 +58,9 @@ def _difference(found: _Table | None) -> Html:
     if found is None:
         return Html("")
     low, high = found["interval"]
-    told = {True: "better", False: "worse", None: "no difference shown"}[found["better"]]
+    told = {True: "better", False: "worse", None: "may be chance"}[found["better"]]
     return Html(
-        f"{found['difference']:+.4f} <span class=dim>[{low:+.3f}, {high:+.3f}]</span> {told}"
+        f"{found['difference']:+.4f} <span class=dim>[{low:+.3f}, {high:+.3f}] {told}</span>"
     )
 
 
@@ -77,6 +82,7 @@ def people(rows: Sequence[_Table], *, with_person: bool) -> Html:
 def budget(stages: Sequence[_Table]) -> Html:
     """Show what each stage was to cost and what it did."""
     total = sum(stage["stage"]["device_seconds"] for stage in stages) or 1.0
+    limited = any(stage["budget"]["allowed"] for stage in stages)
     cells = []
     for stage in stages:
         plan, row = stage["budget"], stage["stage"]
@@ -88,14 +94,15 @@ def budget(stages: Sequence[_Table]) -> Html:
                 Html(f"{plan['expected_ticks']:,}"),
                 Html(f"{plan['ticks']:,} of {plan['whole_ticks']:,}"),
                 Html(f"{plan['samples']:,}"),
-                say(_allowed(plan["allowed"])),
-                say(duration(row["device_seconds"])),
-                Html(f"{row['device_seconds'] / total:.0%}"),
+                *([say(_allowed(plan["allowed"]))] if limited else []),
+                Html(
+                    f"{say(duration(row['device_seconds']))}, {row['device_seconds'] / total:.0%}"
+                ),
                 say(duration(row["wall_seconds"])),
             ]
         )
-    columns = ["stage", "trials planned", "came to", "ticks expected", "ticks trained"]
-    columns += ["images trained on", "allowed", "device time", "share", "wall time"]
+    columns = ["stage", "trials", "came to", "ticks expected", "trained", "images trained on"]
+    columns += [*(["allowed"] if limited else []), "device time", "wall time"]
     return table(columns, cells)
 
 

@@ -20,6 +20,7 @@ h2 { border-top: 1px solid var(--line); padding-top: 1.2rem; }
   gap: .8rem; margin: .6rem 0; }
 .plot { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
   padding: .6rem .7rem; min-width: 0; }
+.two { grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
 .plot.wide { max-width: 36rem; }
 .plot b { font-size: .9rem; }
 .plot svg { display: block; width: 100%; height: auto; margin: .3rem 0; }
@@ -46,7 +47,7 @@ polygon.real { fill: var(--real); } polygon.generated { fill: var(--generated); 
 polygon.pale { fill: var(--line); opacity: .6; } polygon.band { fill: var(--band); }
 polygon.shade { fill: var(--shade); } polygon.shade.best { fill: var(--shadebest); }
 .keys { font-size: .78rem; color: var(--dim); line-height: 1.7; }
-.keys .key { white-space: normal; }
+.keys .key { display: inline-block; }
 .key.one::before { background: var(--one); } .key.best::before { background: var(--best); }
 .key.pale::before { background: var(--pale); } .key.control::before { background: var(--three); }
 .key.baseline::before, .key.mark::before { background: var(--ink); }
@@ -60,7 +61,12 @@ details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; font-s
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
   padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
-@media (max-width: 34rem) { .tile { flex-basis: 8rem; } .tile b { font-size: 1.4rem; }
+@media (min-width: 52rem) { .tile { flex-basis: 13rem; }
+  .two .plot text, .wide.plot text { font-size: 9px; } }
+@media (max-width: 34rem) { td .dim { display: block; } #results table { font-size: .8rem; }
+  #results td:first-child { white-space: normal; } #results th { white-space: normal; }
+  .tile { flex-basis: 8rem; }
+  .tile b { font-size: 1.4rem; }
   .share { width: 4rem; } }
 @media print { nav { display: none; } details:not([open]) > * { display: block; } }
 """

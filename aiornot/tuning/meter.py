@@ -4,6 +4,7 @@ An observer of the stage's ledger. It notes the time in ``stage.json`` as it goe
 kill at most half a minute is missing.
 """
 
+import dataclasses
 import math
 import time
 from typing import Any
@@ -35,6 +36,7 @@ class Meter:
         self._session = [time.time(), time.time()]
         record.setdefault("sessions", []).append(self._session)
         record["num_workers"] = num_workers
+        record["allowed"] = _limits(allowed)
         self.close()
 
     def begin(self, trial: Trial) -> None:
@@ -65,6 +67,12 @@ class Meter:
 
     def may_go_on(self) -> bool:
         return self.spent().below(self._allowed)
+
+
+def _limits(allowed: Spent) -> dict[str, float]:
+    """Return the limits there are, for a report: JSON has no word for infinity."""
+    found = dataclasses.asdict(allowed)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 UNLIMITED = Spent(wall_seconds=math.inf, device_seconds=math.inf)

@@ -1,0 +1,258 @@
+"""The report of a run: one page that fetches nothing, escapes all, and says what is missing."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_verb
+from sklearn import metrics
+from test_board import make, write
+
+from aiornot.delivery import manifest, report, report_page, report_results
+from aiornot.delivery.calibrate import calibrate
+from aiornot.delivery.curves import NUM_POINTS, curves
+from aiornot.tuning.ledger import Ledger
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.titles: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags[tag] += 1
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found[name] for name in ("src", "href", "xlink:href") if name in found]
+        self.titles += [found["aria-label"]] if tag == "svg" else []
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A chain of two stages without a bundle."""
+    explore = [
+        make(
+            n,
+            [0.5 + 0.02 * n, 0.6 + 0.01 * n] * (8 if n > 8 else 1),
+            lr=10.0 ** -(n % 4 + 1),
+            state="finished" if n > 8 else "stopped",
+        )
+        for n in range(12)
+    ]
+    explore[3].id = "<script>x"  # which is a file's name, so without a slash
+    home = tmp_path / "runs/demo"
+    write(Ledger(str(home / "explore")), explore, num_trials=12)
+    full = [
+        make(n, [0.7 + n / 50] * 16, state="finished", stage="full", origin=f"from explore-{n:03d}")
+        for n in (11, 10, 9, 7)
+    ]
+    meaning = {"after": "explore", "sampler": None, "data": HOSTILE}
+    write(Ledger(str(home / "full")), full, meaning=meaning, warnings=[HOSTILE])
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def whole(root, delivered) -> Path:
+    """The same with all that can be measured of its bundle."""
+    bundle = root / "demo/bundle"
+    shutil.copytree(delivered.folder, bundle)
+    description = json.loads((bundle / "bundle.json").read_text())
+    description["data"]["source_note"] = HOSTILE
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    val, name = description["val"], description["sha256"][:12]
+    calibration = description["calibration"]
+    of_model = {"model": name, "calibration": calibration}
+    evaluations = [val | of_model | {"split": "test"}, val | {"split": "test", "model": "0" * 12}]
+    kept = {"test_opened": ["2026-11-28T00:00:00+00:00"], "evaluations": evaluations}
+    (bundle / "evaluations.json").write_text(json.dumps(kept))
+    differences = {"auroc": {"difference": 0.01, "interval": [-0.01, 0.02], "better": None}}
+    values = {who: {"auroc": 0.9} for who in ("final", "baseline")}
+    compared = {"metrics": values, "differences": differences, "verdict": "no better than before"}
+    models = {"final": {"sha256": description["sha256"], **of_model}}
+    comparison = {"models": models, "splits": {"test": compared}}
+    (bundle / manifest.COMPARISON).write_text(json.dumps(comparison))
+    (bundle / "robustness.json").write_text(json.dumps({"splits": {"val": damaged() | of_model}}))
+    (root / "demo/errors").mkdir()
+    (root / "demo/errors/errors.json").write_text(json.dumps(erring() | of_model))
+    (root / "human").mkdir()
+    counts = {"accuracy": [40, 50], "accuracy_real": [19, 25], "accuracy_generated": [21, 25]}
+    counts |= {"precision": [21, 27], "recall": [21, 25]}
+    person = {"time": "2026-11-28T00:00:00+00:00", "split": "val", "human": {"counts": counts}}
+    person |= {"model": {"sha256": description["sha256"]}, "images": [{"id": "secret"}]}
+    (root / "human/1.json").write_text(json.dumps(person))
+    return root
+
+
+def damaged() -> dict:
+    names = ("auroc", "balanced_accuracy@threshold", "fpr@threshold", "flip_rate")
+    scores = {"metrics": dict.fromkeys(names, 0.8), "intervals": dict.fromkeys(names, [0.7, 0.9])}
+    curve = [{"value": value} | scores for value in (95, 60, 30)]
+    row = {"generator": HOSTILE, "class": "generated", "num": 3}
+    row |= {"called_generated": {"clean": {"share": 0.5, "interval": [0.1, 0.9]}}}
+    tiers = [{"name": name} | scores for name in ("clean", "web", "hard")]
+    found = {"split": "val", "about": "How.", "tiers": tiers, "curves": {"jpeg_quality": curve}}
+    return found | {"generators": [row], "held_out": None}
+
+
+def erring() -> dict:
+    count = {"errors": 1, "images": 4, "share": 0.25, "interval": [0.05, 0.7]}
+    both = {"false_positives": count, "false_negatives": count}
+    worst = {kind: [{"id": HOSTILE, "probability": 0.9}] for kind in both}
+    return {
+        "split": "test",
+        **both,
+        "worst": worst,
+        "slices": {"format": [{"value": "PNG"} | both]},
+    }
+
+
+def collect(root: Path) -> dict:
+    return report.collect(
+        "demo", root=str(root), folder=root / "demo", data=root / "none", human=root / "human"
+    )
+
+
+def test_the_page_fetches_nothing_and_has_every_figure(whole):
+    text = report_page.page(collect(whole))
+    page = Page(text)
+    assert page.tags["script"] == page.tags["img"] == page.tags["link"] == 0
+    assert "://" not in text and "default-src 'none'" in text
+    assert len(set(page.ids)) == len(page.ids) == 12
+    assert sorted(page.links) == sorted(f"#{name}" for name in page.ids)
+    assert page.titles == [
+        "trials, images and time of each stage",
+        *("explore", "full", "explore and full"),
+        *("Calibration", "ROC", "Precision and recall", "Scores by class", "JPEG quality"),
+    ]
+    assert not re.search(r"\b(nan|None|inf)\b", page.text)
+
+
+def test_texts_of_the_data_are_escaped(whole):
+    text = report_page.page(collect(whole))
+    # Trial, source's note, warning of a stage, generator, and two errors.
+    assert text.count("&lt;script&gt;") >= 6 and "<script" not in text
+
+
+def test_only_results_of_this_model_at_this_threshold_are_shown(whole):
+    found = collect(whole)
+    assert found["missing"] == {} and found["people"][0]["person"]["value"] == 0.8
+    assert found["human"].keys() == {"time", "split", "human", "model"}  # no ids of images
+    path = whole / "demo/bundle/bundle.json"
+    description = json.loads(path.read_text())
+    description["calibration"]["threshold"] /= 2
+    path.write_text(json.dumps(description))
+    found = collect(whole)
+    assert found["comparison"] is found["errors"] is found["evaluations"]["test"] is None
+    assert set(found["missing"]) == {"test", "comparison", "robustness", "errors"}
+
+
+def test_what_is_missing_has_a_sentence_in_its_place(root, delivered):
+    found = collect(root)
+    assert found["missing"] == {"delivered": report_sentence(root)}
+    assert "curves" not in found["evaluations"]
+    shutil.copytree(delivered.folder, root / "demo/bundle")
+    page = Page(report_page.page(collect(root)))
+    for command in ("evaluate", "robustness", "errors", "human"):
+        assert f"aiornot {command} " in page.text
+    assert "sealed still" in page.text and "ROC" in page.titles  # of val
+
+
+def report_sentence(root: Path) -> str:
+    text = Page(report_page.page(collect(root))).text
+    return re.search(r"No model is delivered yet[^.]*\.", text)[0]
+
+
+def test_a_bundle_without_curves_says_how_to_get_them(root, delivered):
+    shutil.copytree(delivered.folder, root / "demo/bundle")
+    path = root / "demo/bundle/bundle.json"
+    description = json.loads(path.read_text())
+    del description["val"]["curves"]
+    path.write_text(json.dumps(description))
+    assert "deliver the model again" in collect(root)["missing"]["curves"]
+    assert "ROC" not in Page(report_page.page(collect(root))).titles
+
+
+def test_the_plan_stands_beside_the_cost(root):
+    explore, full = (stage["budget"] for stage in collect(root)["stages"])
+    assert explore["whole_ticks"] == 12 * 16 and explore["ticks"] == 9 * 2 + 3 * 16
+    assert 12 < explore["expected_ticks"] < 12 * 16
+    assert full["expected_ticks"] == full["ticks"] == 4 * 16
+
+
+def test_a_report_that_says_the_same_is_left_alone(root, tmp_path):
+    out = tmp_path / "page.html"
+    report_page.write(out, collect(root))
+    before = [path.stat().st_mtime_ns for path in (out, out.with_suffix(".json"))]
+    report_page.write(out, collect(root))
+    assert [path.stat().st_mtime_ns for path in (out, out.with_suffix(".json"))] == before
+    assert json.loads(out.with_suffix(".json").read_text()) == json.loads(json.dumps(collect(root)))
+
+
+def test_the_verb_writes_beside_the_run_and_links_images_only_when_asked(whole):
+    gallery = whole / "demo/errors/errors.html"
+    gallery.write_text("<p>no image</p>")
+    options = ("report", "demo", "--storage", str(whole), "--with-images")
+    result = run_verb(*options)
+    assert result.code == 0 and result.out.strip() == str(whole / "demo/report.html")
+    assert "errors.html" not in (whole / "demo/report.html").read_text()
+    gallery.write_text("<img src='data:'>")
+    run_verb(*options[:-1])
+    assert "errors.html" not in (whole / "demo/report.html").read_text()
+    run_verb(*options)
+    assert '<a href="errors/errors.html">' in (whole / "demo/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["other"], "no run 'other'"), (["demo", "--out", "{}"], "ends in .html")],
+)
+def test_what_cannot_be_reported_is_refused_in_a_sentence(root, options, told):
+    wanted = [option.format(root) for option in options]
+    result = run_verb("report", *wanted, "--storage", str(root))
+    assert result.code == 2 and told in result.err and "Traceback" not in result.err
+
+
+def test_the_notebooks_person_is_that_of_the_notebook():
+    rows = {row["metric"]: row for row in report_results.against_person(None, None)}
+    assert round(rows["recall"]["notebook_person"]["value"], 4) == 0.9545
+    assert rows["precision at .5"]["notebook_person"]["value"] == 0.75
+    assert rows["accuracy"]["notebook_person"]["value"] == 0.84
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_curves_are_those_of_scikit_learn_thinned(ties):
+    rng = np.random.default_rng(0)
+    labels = rng.random(3000) < 0.4
+    logits = rng.normal(2.0 * labels, 1.0)
+    logits = np.round(2 * logits) if ties else logits
+    calibration = calibrate(logits, labels)
+    found = curves(logits, labels, calibration)
+    verdicts, probabilities = found["verdicts"], calibration.probabilities(logits)
+    assert len(verdicts["fpr"]) <= NUM_POINTS
+    for threshold, recall, fpr, precision in list(zip(*verdicts.values(), strict=True))[1:]:
+        called = probabilities >= threshold - 1e-6  # it was rounded
+        assert recall == pytest.approx(called[labels].mean(), abs=2e-3)
+        assert fpr == pytest.approx(called[~labels].mean(), abs=2e-3)
+        assert precision == pytest.approx(labels[called].mean(), abs=2e-3)
+    area = metrics.auc(verdicts["fpr"], verdicts["recall"])
+    assert area == pytest.approx(metrics.roc_auc_score(labels, logits), abs=2e-4)
+    assert sum(one["num"] for one in found["reliability"]) == 3000
+    assert sum(one["generated"] for one in found["reliability"]) == labels.sum()
+    assert sum(found["histogram"]["generated"]) == labels.sum()
