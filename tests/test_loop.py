@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from aiornot.config import TICKS, InputError, TrainConfig, WorkError
 from aiornot.training import loader, loop, model, snapshot
+from aiornot.training.gauge import Gauge
 from aiornot.training.run import start
 
 BASE = {"model": "test_resnet.r160_in1k", "pretrained": False, "epochs": 2, "batch_size": 8}
@@ -415,7 +416,8 @@ def test_no_step_reads_a_value_back_to_the_host(easy, monkeypatch):
     loop._train_tick(run)
     assert run.tick == 1
     assert reads == []
-    loop._measure(run, *loop._train_tick(run))
+    with Gauge(CPU) as gauge:
+        loop._measure(run, gauge, *loop._train_tick(run))
     assert reads, "the spies see nothing at all"
 
 

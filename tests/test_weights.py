@@ -22,7 +22,7 @@ from timm.models import _registry
 from torch import nn
 
 from aiornot.config import InputError, TrainConfig
-from aiornot.delivery import bundle
+from aiornot.delivery import bundle, manifest
 from aiornot.training import model, weights
 
 NAME = "test_resnet.r160_in1k"
@@ -236,7 +236,7 @@ def test_a_bundle_and_a_checkpoint_are_weights_and_then_no_longer_needed(unplugg
     loaded = bundle.load(out, device=CPU)
     assert torch.equal(loaded.module.fc.weight, load_file(second / weights.FILE)["fc.weight"])
     assert loaded.description["config"]["weights"] == str(folder)
-    assert str(folder) not in (out / bundle.CONFIG).read_text()
+    assert str(folder) not in (out / manifest.CONFIG).read_text()
 
 
 def test_a_check_allocates_and_fetches_nothing(unplugged):
