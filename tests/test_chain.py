@@ -22,7 +22,7 @@ from test_track import read as read_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 EXPLORE = """
 from aiornot.tuning.space import Budget, Stage, choice, loguniform
@@ -279,7 +279,7 @@ def start_tune(home: Path, log: Path, *, wandb: str = "disabled") -> subprocess.
 
 
 def wait_for(
-    condition, process: subprocess.Popen[bytes], log: Path, *, seconds: float = 150
+    condition, process: subprocess.Popen[bytes], log: Path, *, seconds: float = 400
 ) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -18,7 +18,7 @@ from test_chain import FINAL, read_trials, write_chain
 
 from aiornot.tuning import ray_tuner
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 EXPLORE = """
 from aiornot.tuning.space import Budget, Stage, loguniform
