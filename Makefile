@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
-# Ray's tests in one process, all others in the second: half of the time is waiting.
-PARALLEL := -n 2 --dist loadgroup
+RAY_LOG := $(VENV)/ray-tests.log
 
 .PHONY: help demo photos test test-all lint types bench clean
 
@@ -26,10 +25,13 @@ photos: $(READY)  ## The same path on parquet written by the datasets library
 	PATH=$(BIN):$$PATH sh examples/photos.sh $(DEMO)/photos
 
 test: $(READY) lint types  ## Lint, types and the tests; what CI runs
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
+	@# Ray's tests beside all others: half of their time is waiting.
+	$(BIN)/python -m pytest -p no:cacheprovider -m 'ray and not slow' > $(RAY_LOG) 2>&1 & ray=$$!; \
+	$(BIN)/python -m pytest -m 'not ray and not slow'; others=$$?; \
+	wait $$ray; ray=$$?; cat $(RAY_LOG); exit $$((others + ray))
 
 test-all: $(READY) lint types  ## With the slow tests
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest
 
 lint: $(READY)  ## Style
 	$(BIN)/ruff check .

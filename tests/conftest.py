@@ -35,15 +35,6 @@ class Delivered:
     folder: Path
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, which shares its fixtures, and those of Ray in one."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def delivered(tmp_path_factory) -> Delivered:
     """Deliver a model trained for a second; copy the folder before changing anything in it."""
