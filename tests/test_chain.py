@@ -295,11 +295,15 @@ def whole(easy, tmp_path_factory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("stage", ["explore", "final"])
+@pytest.mark.parametrize("stage", ["explore", pytest.param("final", marks=pytest.mark.slow)])
 def test_a_killed_driver_goes_on_where_it_was_and_ends_as_if_never_killed(
     stage, easy, whole, tmp_path
 ):
-    """SIGKILL while Tune trials (explore) or a Ray Train run (final) are under way."""
+    """SIGKILL while Tune trials (explore) or a Ray Train run (final) are under way.
+
+    The latter is slow: two starts of Ray and of a Ray Train run, two minutes. The former goes
+    through a Ray Train run after its kill as well.
+    """
     home = prepare_home(tmp_path / "killed", easy)
     if stage == "final":  # explore is as it was: only its last stage is run and killed
         shutil.copytree(whole / "runs/mine/explore", home / "runs/mine/explore")
