@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -810,16 +812,31 @@ def test_a_shard_that_is_lost_meanwhile_is_named_and_work_is_kept(source, out, t
 
 def test_a_worker_that_dies_is_replaced(source, out, tmp_path):
     """Ray runs its block again, to the same place."""
-    killed = []
+    killed: list[int] = []
+    decoding, over = threading.Event(), threading.Event()
 
-    def kill(what: str, done: int, total: int) -> None:
-        if what == "decoding" and done and not killed:
-            killed.extend(_workers())
-            for process in killed:
-                os.kill(process, signal.SIGKILL)
+    def kill() -> None:
+        """Look for them all the time: a block takes a few milliseconds."""
+        decoding.wait()
+        while not killed and not over.is_set():
+            for process in _workers():
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "decoding":
+            decoding.set()
 
     straight = prepare(source, tmp_path / "straight", PROFILE)
-    summary = prepare(write(tmp_path / "source", group=1), out, PROFILE, progress=kill)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        summary = prepare(write(tmp_path / "source", group=1), out, PROFILE, progress=progress)
+    finally:
+        decoding.set()
+        over.set()
+        killer.join()
     assert killed
     assert digest(summary.path) == digest(straight.path)
 
