@@ -134,6 +134,8 @@ def follow(
     *,
     checkpoint: Path | None = None,
     out: Path | None = None,
+    device: torch.device = CPU,
+    compile_augment: bool | None = None,
 ) -> list[dict[str, float]]:
     """Train and return the reports; keep the checkpoint of each tick in ``out``/<tick>."""
     reports = []
@@ -144,7 +146,14 @@ def follow(
             shutil.copytree(folder, out / str(int(metrics["tick"])))
 
     config = TrainConfig.from_dict(values)
-    loop.train(config, data=data, device=CPU, report=report, checkpoint=checkpoint)
+    loop.train(
+        config,
+        data=data,
+        device=device,
+        report=report,
+        checkpoint=checkpoint,
+        compile_augment=compile_augment,
+    )
     return reports
 
 

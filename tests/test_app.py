@@ -20,7 +20,7 @@ from conftest import CPU, Delivered, run_verb
 from PIL import Image
 
 from aiornot.data import hdf5
-from aiornot.delivery import bundle, evaluate, human
+from aiornot.delivery import bundle, human, manifest
 
 pytest.importorskip("gradio", reason="the extra 'app' is not installed")
 
@@ -193,7 +193,7 @@ def test_all_images_answered_over_http_are_scored_and_kept(running, client, deli
     expected = human.ask_model(sample, loaded, folder=running.bundle)
     assert [row["probability"] for row in kept["images"]] == pytest.approx(expected, abs=1e-6)
     assert all(row["seconds"] >= 0 for row in kept["images"])
-    assert not (running.bundle / evaluate.EVALUATIONS).exists()  # val: nothing was opened
+    assert not (running.bundle / manifest.EVALUATIONS).exists()  # val: nothing was opened
 
 
 def browser_or_skip(folder: Path):

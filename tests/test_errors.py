@@ -14,7 +14,7 @@ from PIL import Image
 
 from aiornot.config import InputError
 from aiornot.data import hdf5, shards, slices
-from aiornot.delivery import bundle, errors, errors_page, evaluate
+from aiornot.delivery import bundle, errors, errors_page, manifest
 
 
 @pytest.fixture
@@ -159,4 +159,4 @@ def test_another_source_is_refused_before_the_seal_is_broken(copy, delivered, tm
             device=CPU,
             source=str(tmp_path / "source"),
         )
-    assert not (copy / evaluate.EVALUATIONS).exists()
+    assert not (copy / manifest.EVALUATIONS).exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aiornot.config import InputError
-from aiornot.delivery import evaluate
+from aiornot.delivery import evaluate, manifest
 from aiornot.delivery.calibrate import Calibration, calibrate
 
 
@@ -99,7 +99,7 @@ def test_records_keep_their_order_and_the_count_of_openings(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"evaluations": []}'])
 def test_a_damaged_list_is_refused_and_not_begun_afresh(tmp_path, text):
-    (tmp_path / evaluate.EVALUATIONS).write_text(text)
+    (tmp_path / manifest.EVALUATIONS).write_text(text)
     with pytest.raises(InputError, match="damaged"):
         evaluate.open_split(tmp_path, "test")
-    assert (tmp_path / evaluate.EVALUATIONS).read_text() == text
+    assert (tmp_path / manifest.EVALUATIONS).read_text() == text

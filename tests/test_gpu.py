@@ -5,7 +5,6 @@ Skipped where there is none; ``pytest tests/test_gpu.py`` needs neither Ray nor 
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import store
+from conftest import follow, store
 from test_augment import EVERYTHING, make_draws, make_images
 
 from aiornot.config import TrainConfig
@@ -44,22 +43,12 @@ EVERYTHING_ON = {
 } | {"ema_decay": 0.9, "clip_grad": 1.0, "layer_decay": 0.8, "drop_rate": 0.1, "jpeg_quality": 40}
 
 
-def follow(
+def trained(
     values: dict[str, Any], data: Path, *, checkpoint: Path | None = None, out: Path | None = None
 ) -> list[dict[str, float]]:
-    """Train on the GPU and return the reports; keep the checkpoint of each tick in ``out``."""
-    reports = []
-
-    def report(metrics: dict[str, float], folder: Path | None) -> None:
-        reports.append(metrics)
-        if folder is not None and out is not None:
-            shutil.copytree(folder, out / str(int(metrics["tick"])))
-
-    config = TrainConfig.from_dict(PLAIN | values)
-    # A test of a few steps would spend its time compiling.
-    compiled = {"compile_augment": False}
-    loop.train(config, data=data, device=GPU, report=report, checkpoint=checkpoint, **compiled)
-    return reports
+    """Train on the GPU and return the reports; a test of a few steps would compile for longer."""
+    how = {"device": GPU, "compile_augment": False}
+    return follow(PLAIN | values, data, checkpoint=checkpoint, out=out, **how)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +66,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_learns(easy: Path, precision: str) -> None:
-    last = follow({"precision": precision}, easy)[-1]
+    last = trained({"precision": precision}, easy)[-1]
     assert last["val/auroc"] > 0.95
     assert last["train/loss"] < math.log(2)
 
@@ -165,7 +154,7 @@ def test_streamed_images_train_as_resident_ones_do(
     losses = []
     for resident in (True, False):
         monkeypatch.setattr(loader, "fits", lambda *_, resident=resident: resident)
-        losses.append([tick["train/loss"] for tick in follow({"precision": "fp32"}, easy)])
+        losses.append([tick["train/loss"] for tick in trained({"precision": "fp32"}, easy)])
     # The first tick has seen the same images; later on last bits of atomic sums grow.
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)
     assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.2)
@@ -174,8 +163,8 @@ def test_streamed_images_train_as_resident_ones_do(
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_resumed_run_goes_on_where_it_was(easy: Path, tmp_path: Path, precision: str) -> None:
     values = EVERYTHING_ON | {"precision": precision, "degrees": 0.0}
-    whole = follow(values, easy, out=tmp_path)
-    resumed = follow(values, easy, checkpoint=tmp_path / "8")
+    whole = trained(values, easy, out=tmp_path)
+    resumed = trained(values, easy, checkpoint=tmp_path / "8")
     assert [tick["tick"] for tick in resumed] == [tick["tick"] for tick in whole[7:]]
     assert resumed[0]["val/auroc"] == whole[7]["val/auroc"]  # what the checkpoint says of itself
     # Not to the bit on a GPU: cuDNN chooses its algorithms anew.
@@ -209,7 +198,7 @@ def test_a_tick_tells_memory_utilisation_and_speed(
 ) -> None:
     pytest.importorskip("pynvml")
     monkeypatch.setattr(gauge, "SAMPLE_SECONDS", 0.02)
-    ticks = follow({"precision": "bf16"}, easy)
+    ticks = trained({"precision": "bf16"}, easy)
     for tick in ticks:
         assert 1e6 < tick[gauge.MEMORY] < torch.cuda.get_device_properties(GPU).total_memory
         assert tick[gauge.SPEED] > 0

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aiornot.config import InputError
 from aiornot.data import hdf5
-from aiornot.delivery import bundle, evaluate, human, predict
+from aiornot.delivery import bundle, human, manifest, predict
 
 
 def sit(sample: human.Sample, answers: np.ndarray) -> human.Sitting:
@@ -124,7 +124,7 @@ def test_asking_the_model_about_test_images_opens_the_test_split(delivered, tmp_
     loaded = bundle.load(folder, device=CPU)
     for split, opened in (("val", 0), ("test", 1), ("test", 2)):
         human.ask_model(human.draw(delivered.data, split=split, num=4), loaded, folder=folder)
-        kept = folder / evaluate.EVALUATIONS
+        kept = folder / manifest.EVALUATIONS
         times = json.loads(kept.read_text())["test_opened"] if kept.exists() else []
         assert len(times) == opened
 

@@ -97,7 +97,7 @@ def test_results_of_both_splits_are_kept_and_the_seal_is_broken_once(copy, deliv
     for split, opened in (("val", 0), ("test", 1), ("test", 1)):
         robustness.measure(copy, data=delivered.data, split=split, device=CPU)
         assert len(evaluate._read(copy)["test_opened"]) == opened
-    kept = json.loads((copy / robustness.FILE).read_text())
+    kept = json.loads((copy / manifest.ROBUSTNESS).read_text())
     assert set(kept["splits"]) == {"val", "test"}
     scored = bundle.evaluate_split(copy, data=delivered.data, split="test", device=CPU)
     assert scored["opened_before"] == 1  # it has been seen

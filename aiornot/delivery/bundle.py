@@ -219,9 +219,10 @@ def _score(
     std: torch.Tensor,
     data: Path,
     split: str,
+    fraction: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return logits (N,) and labels (N,) of a split, computed in float32 as prediction does."""
-    images = loader.Split(data, split, device=mean.device)
+    images = loader.Split(data, split, device=mean.device, fraction=fraction)
     logits = loop.evaluate(
         module, images, batch_size=loop.EVAL_BATCH * config.batch_size, mean=mean, std=std
     )
@@ -311,8 +312,8 @@ def _replace(out: Path, temporary: Path) -> None:
     if out.exists():
         if not (out / DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} exists and is not a bundle; give another folder")
-        if (out / evaluate.EVALUATIONS).is_file():
-            shutil.copyfile(out / evaluate.EVALUATIONS, temporary / evaluate.EVALUATIONS)
+        if (out / manifest.EVALUATIONS).is_file():
+            shutil.copyfile(out / manifest.EVALUATIONS, temporary / manifest.EVALUATIONS)
         shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     temporary.rename(out)
@@ -353,10 +354,22 @@ def load(folder: Path, *, device: torch.device) -> Bundle:
     )
 
 
-def score(bundle: Bundle, *, data: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits (N,) and labels (N,) of a split, computed on the bundle's device."""
-    config = TrainConfig.from_dict(bundle.description["config"])
-    return _score(bundle.module, config, mean=bundle.mean, std=bundle.std, data=data, split=split)
+def score(
+    bundle: Bundle, *, data: Path, split: str, fraction: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits (N,) and labels (N,) of a split, or of the first share of its images.
+
+    They are computed on the bundle's device.
+    """
+    return _score(
+        bundle.module,
+        TrainConfig.from_dict(bundle.description["config"]),
+        mean=bundle.mean,
+        std=bundle.std,
+        data=data,
+        split=split,
+        fraction=fraction,
+    )
 
 
 def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) -> dict[str, Any]:

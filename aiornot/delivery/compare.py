@@ -4,7 +4,6 @@
 own; ``aiornot evaluate BUNDLE --split test`` asks again on test, in the one opening of that split.
 """
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +20,6 @@ from aiornot.delivery import bundle as bundles
 from aiornot.delivery.bundle import Bundle
 from aiornot.delivery.manifest import BASELINE, COMPARISON
 from aiornot.delivery.paired import METRICS, Answers, paired, verdict
-from aiornot.training import loader, loop
-
-_EVAL_BATCH = 128
 
 
 def deliver(
@@ -122,10 +118,14 @@ def complete(
 
 def _measured(models: Mapping[str, Bundle], *, data: Path, split: str) -> dict[str, Any]:
     labels = hdf5.read_labels(data, split)
+    fraction = 1.0
     if split == "train":
-        labels = labels[: len(hdf5.read_labels(data, "val"))]
+        count = min(len(labels), len(hdf5.read_labels(data, "val")))
+        labels, fraction = labels[:count], count / len(labels)
     answers = {
-        name: Answers(_logits(model, data, split, len(labels)), model.calibration)
+        name: Answers(
+            bundles.score(model, data=data, split=split, fraction=fraction)[0], model.calibration
+        )
         for name, model in models.items()
     }
     metrics = {
@@ -135,7 +135,7 @@ def _measured(models: Mapping[str, Bundle], *, data: Path, split: str) -> dict[s
     found: dict[str, Any] = {
         "num_images": len(labels),
         "metrics": {
-            name: {metric: _plain(values[metric]) for metric in METRICS}
+            name: {metric: evaluate.plain(values[metric]) for metric in METRICS}
             for name, values in metrics.items()
         },
     }
@@ -151,16 +151,6 @@ def _measured(models: Mapping[str, Bundle], *, data: Path, split: str) -> dict[s
     }
 
 
-def _logits(model: Bundle, data: Path, split: str, count: int) -> np.ndarray:
-    """Return the logits (count,) of the first images of a split."""
-    whole = len(hdf5.read_labels(data, split))
-    images = loader.Split(data, split, device=model.device, fraction=count / whole)
-    found = loop.evaluate(
-        model.module, images, batch_size=_EVAL_BATCH, mean=model.mean, std=model.std
-    )
-    return found.cpu().numpy()
-
-
 def _names(models: Mapping[str, Bundle]) -> dict[str, Any]:
     return {
         name: {
@@ -171,10 +161,6 @@ def _names(models: Mapping[str, Bundle]) -> dict[str, Any]:
         }
         for name, model in models.items()
     }
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def read(final: Path) -> dict[str, Any] | None:

@@ -20,8 +20,6 @@ from aiornot.delivery import bootstrap, manifest, measures
 from aiornot.delivery.calibrate import Calibration, check
 from aiornot.delivery.curves import curves
 
-EVALUATIONS = "evaluations.json"
-
 
 def measure(logits: np.ndarray, labels: np.ndarray, calibration: Calibration) -> dict[str, float]:
     """Return all metrics of a split, as ``measures.measure`` explains them.
@@ -71,8 +69,8 @@ def evaluation(
     return {
         "split": split,
         **about_images(labels, clusters),
-        "metrics": {name: _plain(value) for name, value in metrics.items()},
-        "intervals": {name: [_plain(end) for end in ends] for name, ends in intervals.items()},
+        "metrics": {name: plain(value) for name, value in metrics.items()},
+        "intervals": {name: [plain(end) for end in ends] for name, ends in intervals.items()},
         "curves": curves(logits, labels, calibration),
         "calibration": calibration.to_dict(),
         "data": about_data(attributes),
@@ -103,7 +101,7 @@ def about_data(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"source_note": note}
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
     """Return None for what JSON cannot hold."""
     return value if math.isfinite(value) else None
 
@@ -208,7 +206,7 @@ def recorded(folder: Path, *, data: Path, split: str) -> dict[str, Any] | None:
 
 
 def _read(folder: Path) -> dict[str, list[Any]]:
-    path = folder / EVALUATIONS
+    path = folder / manifest.EVALUATIONS
     if not path.exists():
         return {"test_opened": [], "evaluations": []}
     try:
@@ -224,7 +222,7 @@ def _read(folder: Path) -> dict[str, list[Any]]:
 
 
 def _write(folder: Path, kept: Mapping[str, Any]) -> None:
-    storage.write_text(str(folder / EVALUATIONS), manifest.sealed(kept))
+    storage.write_text(str(folder / manifest.EVALUATIONS), manifest.sealed(kept))
 
 
 def now() -> str:

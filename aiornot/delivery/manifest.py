@@ -25,7 +25,9 @@ FILES = (CARD, DESCRIPTION, CONFIG, WEIGHTS)
 """What is delivered."""
 SUMS = "SHA256SUMS"
 """The hashes of these files, as ``sha256sum --check`` reads them."""
-RECORDS = ("evaluations.json", "robustness.json")
+EVALUATIONS = "evaluations.json"
+ROBUSTNESS = "robustness.json"
+RECORDS = (EVALUATIONS, ROBUSTNESS)
 """Files that are there after delivery and must hold their own hash; others may, see ``sealed``."""
 BASELINE = "baseline"
 """Folder in a bundle that holds what it was compared with, itself a bundle."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from aiornot import storage
 from aiornot.delivery import manifest
-from aiornot.delivery.evaluate import EVALUATIONS
 from aiornot.training.track import Tracker
 from aiornot.training.watch import Histogram
 from aiornot.tuning import tracking
@@ -39,7 +38,7 @@ def deliver(
         more: As for ``tracking.story``.
     """
     # Without what grows, and without the baseline: that one is not what is delivered.
-    growing = (EVALUATIONS, manifest.COMPARISON)
+    growing = (manifest.EVALUATIONS, manifest.COMPARISON)
     files = sorted(p for p in bundle.iterdir() if p.is_file() and p.name not in growing)
     note = {
         "bundle": manifest.sha256(bundle / manifest.DESCRIPTION),

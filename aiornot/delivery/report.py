@@ -17,14 +17,13 @@ from aiornot.config import TICKS, TrainConfig
 from aiornot.data import hdf5, layout
 from aiornot.data.hdf5 import CLASSES
 from aiornot.data.splits import SPLITS
-from aiornot.delivery import evaluate, manifest, report_results
+from aiornot.delivery import manifest, report_results
 from aiornot.tuning import asha, board, figures, select, spending
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.record import Record
 
 SCHEMA_VERSION = 1
 
-ROBUSTNESS = "robustness.json"
 ERRORS = "errors/errors.json"
 """Beside the bundle."""
 
@@ -120,7 +119,7 @@ def _delivered(bundle: Path, human: Path) -> Report:
     """Return what a bundle and the files in and beside it tell."""
     description = manifest.read(bundle)
     names = ("calibration", "config", "lineage", "data", "versions", "preprocessing", "sha256")
-    kept = _kept(bundle / evaluate.EVALUATIONS) or {"test_opened": [], "evaluations": []}
+    kept = _kept(bundle / manifest.EVALUATIONS) or {"test_opened": [], "evaluations": []}
     tests = [one for one in kept["evaluations"] if one["split"] == "test"]
     compared = _kept(bundle / manifest.COMPARISON)
     if compared is not None and not _is_of(description, compared["models"]["final"]):
@@ -132,7 +131,7 @@ def _delivered(bundle: Path, human: Path) -> Report:
         "baseline": _baseline(bundle / manifest.BASELINE),
         "comparison": compared,
         "test_opened": kept["test_opened"],
-        "robustness": _of_splits(_kept(bundle / ROBUSTNESS), description),
+        "robustness": _of_splits(_kept(bundle / manifest.ROBUSTNESS), description),
         "errors": _newest([one for one in [_kept(bundle.parent / ERRORS)] if one], description),
         "human": _human(human, description),
     }

@@ -18,13 +18,11 @@ from aiornot.data import hdf5, images, layout, slices
 from aiornot.data.hdf5 import CLASSES
 from aiornot.data.images import Pixels
 from aiornot.data.shards import Progress
-from aiornot.delivery import bootstrap, damage, evaluate, measures
+from aiornot.delivery import bootstrap, damage, evaluate, manifest, measures
 from aiornot.delivery import bundle as bundles
 from aiornot.delivery.bundle import Bundle
 from aiornot.delivery.calibrate import check
 from aiornot.delivery.damage import Damage
-
-FILE = "robustness.json"
 
 ABOUT = (
     "Each prepared image, of either class, is damaged with Pillow and brought back to the model's "
@@ -107,7 +105,7 @@ def measure(
         ),
         "held_out": _held_out(bundle),
     }
-    return evaluate.keep(folder / FILE, result)
+    return evaluate.keep(folder / manifest.ROBUSTNESS, result)
 
 
 def _held_out(bundle: Bundle) -> str | None:

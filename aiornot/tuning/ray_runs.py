@@ -22,15 +22,12 @@ from aiornot.config import WorkError
 from aiornot.training import checkpoints, ray_worker
 from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
 from aiornot.tuning.outlook import Machines
-from aiornot.tuning.ray_tuner import FULL, machines
+from aiornot.tuning.ray_tuner import FULL, ON_THE_HEAD, machines
 from aiornot.tuning.record import Record, num_before
 from aiornot.tuning.space import Stage, configure
 
 LOOK_SECONDS = 0.5
 """How often it is looked whether a run has ended."""
-
-ON_THE_HEAD = {"node:__internal_head__": 0.001}
-"""Where a run's driver waits: beside ours, with which it would die. Its workers have the cores."""
 
 
 def train_selected(

@@ -28,6 +28,10 @@ from aiornot.tuning.space import Stage
 MAX_EQUAL_ERRORS = 3
 """Trials in a row that may fail with one and the same traceback before the stage is stopped."""
 
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""Where the driver of a Ray Train run waits: beside ours, with which it would die. Its workers have
+the cores."""
+
 FULL = ("No space left on device", "Disk quota exceeded")
 """What an error says that is the disk's and no trial's; every library words it like the system."""
 
@@ -156,7 +160,7 @@ def _as_ray_train_run(num_workers: int) -> Any:
 
     # It waits for its workers, and must not take the core that one of them needs. Not nothing: Tune
     # refuses an empty request. It runs on the head, beside the driver with which it would die.
-    return ray.tune.with_resources(train_one, {"node:__internal_head__": 0.001})
+    return ray.tune.with_resources(train_one, ON_THE_HEAD)
 
 
 @contextmanager

@@ -33,13 +33,13 @@ def calibrate(
     """
     from aiornot import console
     from aiornot.delivery import bundle as bundles
-    from aiornot.delivery import manifest, robustness
+    from aiornot.delivery import manifest
 
     former = manifest.read(bundle)
     path = common.prepared(data, former["data"]["profile"])
     found = bundles.recalibrate(bundle, rule=rule, data=path, device=common.torch_device(device))
-    if (bundle / robustness.FILE).exists() and found["calibration"] != former["calibration"]:
-        console.say(f"{bundle / robustness.FILE} is of the former threshold: measure it again")
+    if (bundle / manifest.ROBUSTNESS).exists() and found["calibration"] != former["calibration"]:
+        console.say(f"{bundle / manifest.ROBUSTNESS} is of the former threshold: measure it again")
     if as_json:
         console.print_json({key: found[key] for key in ("calibration", "val")})
         return

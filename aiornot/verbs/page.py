@@ -7,7 +7,7 @@ import typer
 
 from aiornot.config import InputError
 from aiornot.verbs import common
-from aiornot.verbs.common import DeviceOption
+from aiornot.verbs.common import DataOption, DeviceOption
 
 if TYPE_CHECKING:
     from aiornot.delivery.app import Show
@@ -60,9 +60,7 @@ def app(
 
 
 def human(
-    data: Annotated[
-        Path, typer.Option(help="Folder of the prepared files, or one file.")
-    ] = PREPARED,
+    data: DataOption = PREPARED,
     profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
     bundle: Annotated[
         Path | None, typer.Option(help="A delivered model, asked the same at the end.")
