@@ -42,14 +42,21 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    firm: int = 4,
 ) -> None:
-    """Print a table on stdout; its first column is text, the others are aligned right."""
+    """Print a table on stdout; its first column is text, the others are aligned right.
+
+    In a narrow terminal the columns behind the ``firm`` ones shrink, and never a name or a score.
+    """
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for number, column in enumerate(columns):
-        # In a narrow terminal the last columns shrink, and never a name or a score.
-        cells = [len(row[number]) for row in rows] if number < 4 else []
-        width = max([len(column), *cells]) if number < 4 else None
+        cells = [len(row[number]) for row in rows] if number < firm else []
+        width = max([len(column), *cells]) if number < firm else None
         table.add_column(column, justify="right" if number else "left", min_width=width)
     for row in rows:
         table.add_row(*row)

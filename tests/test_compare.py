@@ -108,3 +108,14 @@ def test_evaluate_opens_test_once_for_both_and_prints_the_table_of_results(both,
     assert test["num_images"] == 48 and test["verdict"] in table.out
     assert test["metrics"]["final"]["auroc"] == pytest.approx(found["metrics"]["auroc"])
     assert evaluate.open_split(both, "test") == 1
+
+
+def test_the_baseline_is_calibrated_by_the_rule_of_the_model(both, delivered):
+    """Else their accuracies would be compared at thresholds that mean different things."""
+    bundle.recalibrate(both, rule="fpr<=0.1", data=delivered.data, device=CPU)
+    for folder in (both, both / "baseline"):
+        assert manifest.read(folder)["calibration"]["rule"] == "fpr<=0.1"
+    manifest.check_sums(both)
+    assert compare.read(both) is None  # of the former thresholds
+    found = compare.complete(both, data=delivered.data, split="val", device=CPU)
+    assert found["models"]["baseline"]["calibration"]["rule"] == "fpr<=0.1"

@@ -9,6 +9,7 @@ import pytest
 from conftest import CPU
 from PIL import Image
 
+from aiornot import console
 from aiornot.config import InputError
 from aiornot.data import hdf5
 from aiornot.delivery import bundle, predict
@@ -151,3 +152,20 @@ def test_the_batch_size_does_not_change_the_result(loaded, tmp_path):
     assert one == pytest.approx(five, abs=1e-6)
     with pytest.raises(InputError, match="batch_size"):
         predict.predict(loaded, files, batch_size=0)
+
+
+def test_a_narrow_terminal_shows_who_is_unsure_beside_a_long_error(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    known = {"threshold": 0.5, "model": "m"}
+    found = [
+        predict.Prediction(file=Path("a.png"), probability=0.4, label="real", unsure=True, **known),
+        predict.Prediction(file=Path("b.png"), error="it is broken " * 20, **known),
+    ]
+    console.print_table("", *predict.table(found), firm=3)
+    assert "real, unsure" in capsys.readouterr().out
+
+
+def test_a_refused_address_is_told_as_it_was_given():
+    with pytest.raises(InputError, match="^https://example.com/a.png: URLs"):
+        predict.find([Path("https://example.com/a.png")])

@@ -375,8 +375,9 @@ def score(
 def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) -> dict[str, Any]:
     """Choose the threshold of a bundle anew, from the val split that it was calibrated on.
 
-    Nothing but ``calibration`` and ``val`` of ``bundle.json``, the card and the hashes changes.
-    Recorded evaluations stay, each with the calibration that it was made with.
+    Nothing but ``calibration`` and ``val`` of ``bundle.json``, the card and the hashes changes;
+    the same is done to the baseline, to be compared at a threshold of the same rule. Recorded
+    evaluations stay, each with the calibration that it was made with.
 
     Args:
         folder: The bundle.
@@ -401,6 +402,8 @@ def recalibrate(folder: Path, *, rule: str, data: Path, device: torch.device) ->
     logits, labels = score(bundle, data=data, split="val")
     description = bundle.description | _calibrated(logits, labels, rule=rule, data=data)
     _write_description(folder, description)
+    if (folder / manifest.BASELINE).is_dir():
+        recalibrate(folder / manifest.BASELINE, rule=rule, data=data, device=device)
     return description
 
 

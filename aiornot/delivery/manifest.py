@@ -155,6 +155,7 @@ def _is_sealed(path: Path) -> bool:
 def _read_sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if not path.is_file():
+        read(folder)  # which says so where there is no bundle at all
         raise InputError(
             f"{folder} has no {SUMS}: it is incomplete or was delivered before there was one; copy "
             "the whole bundle again or deliver the checkpoint again"

@@ -122,7 +122,9 @@ def _files_of(path: Path) -> list[Path]:
     if os.path.lexists(path):
         return [path]
     if _URL.match(str(path)):
-        raise InputError(f"{path}: URLs are not fetched; download the image and give its file")
+        raise InputError(
+            f"{_address(path)}: URLs are not fetched; download the image and give its file"
+        )
     raise InputError(f"{path}: no such file or folder")
 
 
@@ -131,6 +133,11 @@ def _listed_files(path: Path) -> list[Path]:
         return _files_of(path)
     except InputError:
         return [path]
+
+
+def _address(path: Path) -> str:
+    """Return a URL as it was given: a path takes two slashes for one."""
+    return str(path).replace(":/", "://", 1)
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
@@ -266,9 +273,9 @@ def table(found: Iterable[Prediction]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in found:
         score = "-" if one.probability is None else f"{one.probability:.4f}"
-        note = one.error or ("unsure" if one.unsure else "")
-        rows.append([_visible(str(one.file)), score, one.label or "-", _visible(note)])
-    return ["file", "probability", "verdict", "note"], rows
+        verdict = f"{one.label}, unsure" if one.unsure else one.label or "-"
+        rows.append([_visible(str(one.file)), score, verdict, _visible(one.error or "")])
+    return ["file", "probability", "verdict", "error"], rows
 
 
 def _visible(text: str) -> str:

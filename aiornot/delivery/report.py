@@ -264,11 +264,13 @@ def _missing(found: Report, bundle: Path, data: Path) -> dict[str, str]:
         ),
         "robustness": (
             found["robustness"],
-            f"It was not measured on damaged images; aiornot robustness {place} {beside} does it.",
+            "At its threshold it was not measured on damaged images; "
+            f"aiornot robustness {place} {beside} does it.",
         ),
         "errors": (
             found["errors"],
-            f"Its errors were not looked at; aiornot errors {place} {beside} lists them.",
+            "Its errors at that threshold were not looked at; "
+            f"aiornot errors {place} {beside} lists them.",
         ),
         "human": (
             found["human"],

@@ -376,7 +376,7 @@ def _predict_files(
                 counter.update("predicting", number, len(files))
     if as_table:
         threshold = f"generated from {loaded.calibration.threshold:.4f} on"
-        console.print_table(f"{bundle}: {threshold}", *predicting.table(found))
+        console.print_table(f"{bundle}: {threshold}", *predicting.table(found), firm=3)
     if failed:
         raise WorkError(f"{failed} of {len(files)} files could not be read; their lines say why")
 
