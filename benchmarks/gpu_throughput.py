@@ -131,7 +131,8 @@ def compare(bench: Bench, model: str, size: int) -> None:
     """Emit a row for each way to augment, against the ceiling of the same minute."""
     run = start(bench, model, size)
     named = {"model": model, "px": size, "batch": run.config.batch_size}
-    named |= {"precision": run.config.precision, "model_compiled": bench.options.compile_model}
+    named |= {"precision": run.config.precision}
+    named |= {"model_compiled": bench.options.compile_model or False}
     ways: dict[str, Callable[[], Any]] = {"ceiling": lambda: train_step.fixed_batch(run)}
     if not bench.options.only_compiled:
         ways["eager"] = lambda: patch.object(run, "transform", augment.augment)
@@ -172,12 +173,13 @@ def start(bench: Bench, model: str, size: int) -> Any:
         torch.cuda.empty_cache()
     strengths = STRENGTHS[bench.options.augment]
     # The schedule must not end before the benchmark.
-    config = bench.config(model, batch_size=BATCH[size], epochs=10_000, **strengths)
+    batch = bench.options.batch or BATCH[size]
+    config = bench.config(model, batch_size=batch, epochs=10_000, **strengths)
     streamed = patch.object(loader, "fits", lambda *_: False)
     with streamed if bench.options.streamed else nullcontext():
         run = train_step.start(config, bench.data(size), bench.device)
-    if bench.options.compile_model:
-        run.parallel = torch.compile(run.parallel, dynamic=False)
+    if mode := bench.options.compile_model:
+        run.parallel = torch.compile(run.parallel, dynamic=False, mode=mode)
     return run
 
 
@@ -288,8 +290,9 @@ def auroc(bench: Bench, model: str, size: int) -> None:
     for seed in range(bench.options.seeds):
         if bench.has(45, f"auroc {model} seed {seed}"):
             learn(bench, path, bench.config(model, seed=seed, **values))
-    if bench.has(bench.options.seconds + 30, f"auroc {model} notebook"):
-        learn_notebook(bench, path, bench.config(model, **values), size)
+    for seconds in bench.options.seconds:
+        if bench.has(seconds + 30, f"auroc {model} notebook {seconds} s"):
+            learn_notebook(bench, path, bench.config(model, **values), size, seconds)
 
 
 def learn(bench: Bench, path: Path, config: TrainConfig) -> None:
@@ -306,12 +309,12 @@ def learn(bench: Bench, path: Path, config: TrainConfig) -> None:
     )
 
 
-def learn_notebook(bench: Bench, path: Path, config: TrainConfig, size: int) -> None:
+def learn_notebook(bench: Bench, path: Path, config: TrainConfig, size: int, limit: int) -> None:
     """Train for a time without validation, to its advantage, and only then read the AUROC."""
     pl.seed_everything(config.seed, verbose=False)
     module = notebook_loop.Module(config, size=size)
     data = notebook_loop.Data(path, batch_size=config.batch_size)
-    limits = {"max_epochs": config.epochs, "max_time": {"seconds": bench.options.seconds}}
+    limits = {"max_epochs": config.epochs, "max_time": {"seconds": limit}}
     using = notebook_loop.trainer(config, callbacks=[], limit_val_batches=0, **limits)
     seconds = bench.seconds(lambda: notebook_loop.fit(module, data, using))
     value = metrics.auroc(*notebook_loop.predict(module, data, bench.device))
@@ -433,19 +436,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--augment", choices=list(STRENGTHS), default="notebook")
     parser.add_argument("--compile-augment", action="store_true", help="ours eager and compiled")
     parser.add_argument("--only-compiled", action="store_true", help="ours compiled, as it is run")
-    parser.add_argument("--compile-model", action="store_true", help="in ceiling and ours")
+    parser.add_argument(
+        "--compile-model", choices=("default", "reduce-overhead"), help="in ceiling and ours"
+    )
+    parser.add_argument("--batch", type=int, help="of ceiling and ours, instead of the size's own")
     parser.add_argument("--streamed", action="store_true", help="even data that fit on the GPU")
     parser.add_argument("--pairs", type=int, default=5, help="windows of each way")
     parser.add_argument("--window", type=float, default=1.1, help="seconds")
     parser.add_argument("--workers", type=int, nargs="*", default=[1], help="the notebook's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=60, help="the notebook's, to an AUROC")
+    parser.add_argument(
+        "--seconds", type=int, nargs="*", default=[60], help="the notebook's, to an AUROC"
+    )
     parser.add_argument("--commit", default="", help="named where there is no git")
     parser.add_argument("--smoke", action="store_true", help="everything on a CPU, tiny")
     options = parser.parse_args()
     if options.smoke or options.what == "smoke":
         tiny = {"models": "test_resnet", "sizes": "32", "pairs": 2, "window": 0.1}
-        vars(options).update({"smoke": True, "what": "smoke", "seeds": 1, "seconds": 2} | tiny)
+        vars(options).update({"smoke": True, "what": "smoke", "seeds": 1, "seconds": [2]} | tiny)
     if options.what == "canary":
         options.pairs = 2
     options.models = options.models.split(",")
