@@ -28,7 +28,8 @@ TINY = {
 }
 """A stand-in for each model, of its family where timm has a test model of that."""
 
-FIXED = 'fixed={"batch_size": 32'
+SETTINGS = ('fixed={"batch_size": 32', 'baseline={"model":')
+"""Where stage files say what a trial starts from."""
 
 
 def main() -> None:
@@ -52,7 +53,8 @@ def tiny(text: str, *, divide: int) -> str:
     """Return a stage file with stand-ins for its models and fewer trials where it searches."""
     for name, small in TINY.items():
         text = text.replace(f'"{name}"', f'"{small}"')
-    text = text.replace(FIXED, FIXED.replace("{", '{"pretrained": False, '))
+    for begun in SETTINGS:
+        text = text.replace(begun, begun.replace("{", '{"pretrained": False, '))
     if "sampler=" not in text:
         return text
     count = re.compile(r"num_trials=(\d+)")
