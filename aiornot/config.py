@@ -112,7 +112,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name))
-        for name, (low, high) in _BOUNDS.items():
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise InputError(f"{name}={value!r} must lie between {low:g} and {high:g}")
@@ -141,8 +141,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-# Closed intervals. "Smaller than any sensible value" stands for an open bound at zero.
-_BOUNDS: dict[str, tuple[float, float]] = {
+LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, 10_000),
     "batch_size": (1, 65_536),
     "train_fraction": (1e-6, 1.0),
@@ -176,6 +175,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "jpeg_quality": (1, 100),
     "re_prob": (0.0, 1.0),
 }
+"""Closed intervals; less than any sensible value stands for an open bound at zero."""
 
 
 def nearest(name: str, known: list[str]) -> str:

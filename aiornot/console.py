@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -48,21 +48,48 @@ def print_table(
     *,
     caption: str = "",
     firm: int = 4,
+    together: int | None = None,
 ) -> None:
     """Print a table on stdout; its first column is text, the others are aligned right.
 
     In a narrow terminal the columns behind the ``firm`` ones shrink, and never a name or a score.
+    Those behind the first ``together`` may go into further tables, which repeat the first column.
     """
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for number, column in enumerate(columns):
-        cells = [len(row[number]) for row in rows] if number < firm else []
-        width = max([len(column), *cells]) if number < firm else None
-        table.add_column(column, justify="right" if number else "left", min_width=width)
-    for row in rows:
-        table.add_row(*row)
     # A pipe has no width, and rich would squeeze the table into 80 columns.
-    width = None if sys.stdout.isatty() else 400
-    Console(highlight=False, width=width).print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+    parts = _parts(columns, rows, width=console.width, together=together or len(columns))
+    for part in parts:
+        table = Table(title=title, title_justify="left")
+        for number in part:
+            width = _widest(columns, rows, number) if number < firm else None
+            justify: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(columns[number], justify=justify, min_width=width)
+        for row in rows:
+            table.add_row(*(row[number] for number in part))
+        console.print(table)
+        title = ""
+    if caption:  # below the last, and not as narrow as that may be
+        console.print(caption, style="dim italic", markup=False)
+
+
+def _widest(columns: Sequence[str], rows: Sequence[Sequence[str]], number: int) -> int:
+    return max(len(cells[number]) for cells in (columns, *rows))
+
+
+def _parts(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, together: int
+) -> list[list[int]]:
+    """Return the columns of each table: one, if all fit or none may be put apart."""
+    border = 3  # a line and two blanks
+    widths = [_widest(columns, rows, number) + border for number in range(len(columns))]
+    if sum(widths) < width or together >= len(columns):
+        return [list(range(len(columns)))]
+    parts = [list(range(together))]
+    for number in range(together, len(columns)):
+        if number == together or sum(widths[n] for n in (*parts[-1], number)) >= width:
+            parts.append([0])
+        parts[-1].append(number)
+    return parts
 
 
 class Counter:

@@ -318,6 +318,21 @@ def test_a_narrow_terminal_shortens_no_name_and_no_score(capsys, monkeypatch):
     assert "explore-004" in shown and "0.8998" in shown and "test_resnet.r160_in1k" not in shown
 
 
+def test_a_narrow_terminal_gets_more_tables_and_loses_nothing(capsys, monkeypatch):
+    columns = ["trial", "score", "lr", "label_smoothing", "weight_decay"]
+    rows = [["explore-004", "0.8998", "0.001", "0.05", "0.0300001"], ["a", "b", "c", "d", "e"]]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = {}
+    for width in ("45", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        console.print_table("demo", columns, rows, caption="all: seed=1", together=2)
+        shown[width] = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, shown["45"].splitlines())) <= 45
+    assert shown["45"].count("explore-004") == 3 and shown["200"].count("explore-004") == 1
+    for text in shown.values():
+        assert all(text.count(cell) == 1 for cell in [*columns[1:], *rows[0][1:], "all: seed=1"])
+
+
 def test_a_train_run_is_shown_evaluated_and_predicts(here):
     trained = run_verb("train", "--data", "prepared", "--out", "runs/easy", *QUICK)
     assert trained.code == 0, trained.err

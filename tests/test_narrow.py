@@ -142,6 +142,13 @@ def test_a_best_value_on_an_original_bound_is_reported():
     ]
 
 
+def test_a_bound_beyond_which_lies_nothing_is_not_reported():
+    space = {"brightness": uniform(0, 0.4), "layer_decay": uniform(0.6, 1.0)}
+    assert bound_hits(space, [{"brightness": 0.0, "layer_decay": 1.0}]) == []
+    sentences = bound_hits(space, [{"brightness": 0.4, "layer_decay": 0.6}])
+    assert len(sentences) == 2 and "upper bound 0.4" in sentences[0]
+
+
 def test_a_bound_is_near_in_the_scale_of_its_range():
     # .001 is 1 % of the linear width from the lower bound, and 75 % of it in logs.
     assert bound_hits({"lr": uniform(1e-6, 1e-1)}, [{"lr": 1e-3}])

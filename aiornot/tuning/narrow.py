@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeGuard
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from aiornot.config import LIMITS
 from aiornot.tuning.space import Distribution, Narrowed, Value
 
 Params: TypeAlias = Mapping[str, Value]
@@ -154,7 +155,8 @@ def bound_hits(original: Mapping[str, Distribution], best: Sequence[Params]) -> 
     """Return a sentence for each numeric bound of the first space that a best value sits on.
 
     It is for the report: a range is never widened, since its bound may be a limit of the
-    hardware or of sense. The sentence counts the values, because one of many may be chance.
+    hardware or of sense. Beyond the limit of the hyper-parameter itself lies nothing: no sentence.
+    The sentence counts the values, because one of many may be chance.
     """
     return [
         sentence
@@ -166,14 +168,15 @@ def bound_hits(original: Mapping[str, Distribution], best: Sequence[Params]) -> 
 
 def _hits(name: str, domain: Numeric, values: Sequence[Value]) -> list[str]:
     numbers = [value for value in values if _is_number(value)]
+    bounds = {"lower": domain.low, "upper": domain.high}
     counts = {
         word: sum(_is_near(value, bound, domain) for value in numbers)
-        for word, bound in (("lower", domain.low), ("upper", domain.high))
+        for word, bound in bounds.items()
+        if bound not in LIMITS.get(name, ())
     }
     return [
         f"{name}: {count} of the {len(numbers)} best values {'sit' if count > 1 else 'sits'} on "
-        f"the {word} bound {domain.low if word == 'lower' else domain.high:g}; "
-        "the best may lie beyond it"
+        f"the {word} bound {bounds[word]:g}; the best may lie beyond it"
         for word, count in counts.items()
         if count
     ]

@@ -29,6 +29,8 @@ class Table(NamedTuple):
     caption: str = ""
     below: Sequence[str] = ()
     """Sentences to stand below it."""
+    together: int | None = None
+    """Columns that stay in one table where a terminal is too narrow for all."""
 
 
 def of_runs(root: str, rows: Sequence[Row]) -> Table:
@@ -54,7 +56,8 @@ def of_leaderboard(board: Row) -> list[Table]:
     rows = board["trials"]
     columns = (*TRIAL_COLUMNS, *varied([row["config"] for row in rows]))
     title = f"{board['run']} {board['stage']['stage']}: {_state(board['stage'])}"
-    tables = [Table(title, columns, [_cells(row, columns) for row in rows], _caption(rows))]
+    cells = [_cells(row, columns) for row in rows]
+    tables = [Table(title, columns, cells, _caption(rows), together=len(TRIAL_COLUMNS))]
     found = board["importances"]
     if found and found["rows"]:
         tables.append(_of_importances(found))

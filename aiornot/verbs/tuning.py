@@ -5,13 +5,16 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aiornot.config import InputError
 from aiornot.verbs import common, reporting
 from aiornot.verbs.common import JsonOption, RuleOption, TensorboardOption, WandbOption
+
+if TYPE_CHECKING:
+    from aiornot.tuning.tables import Table
 
 
 def tune(
@@ -158,9 +161,17 @@ def _plan(folder: Path, options: Any, *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
     for page in [] if as_json else plan_tables.of_plan(found):
-        console.print_table(page.title, page.columns, page.rows, caption=page.caption)
-        for line in page.below:
-            print(line)
+        _print(page)
+
+
+def _print(page: "Table") -> None:
+    from aiornot import console
+
+    console.print_table(
+        page.title, page.columns, page.rows, caption=page.caption, together=page.together
+    )
+    for line in page.below:
+        print(line)
 
 
 def _stage_counts(texts: Sequence[str]) -> dict[str, int]:
@@ -224,6 +235,4 @@ def show(
     if as_json:
         console.print_json(found)
     for page in [] if as_json or csv or plot else pages:
-        console.print_table(page.title, page.columns, page.rows, caption=page.caption)
-        for line in page.below:
-            print(line)
+        _print(page)
