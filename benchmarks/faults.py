@@ -203,7 +203,7 @@ def kill_driver(home: Home) -> int:
 
 
 def hang(home: Home) -> int:
-    return run_to_end(home, "--tick-minutes", "0.2")
+    return run_to_end(home, "--tick-minutes", "0.5")
 
 
 def kill_node(home: Home) -> int:

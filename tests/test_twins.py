@@ -2,6 +2,7 @@
 
 import math
 
+from aiornot.config import TrainConfig
 from aiornot.tuning import twins
 from aiornot.tuning.ledger import Ledger, Trial
 
@@ -47,3 +48,16 @@ def test_a_resumed_stage_remembers_the_losses_of_before(tmp_path):
     ledger = Ledger(str(tmp_path), observers=[twins.Alarm([before], said.append)])
     ledger.tick(begun(1, hflip=0.5), report(0.7))
     assert len(said) == 1
+
+
+def test_what_a_switched_off_operation_would_take_is_no_difference(tmp_path):
+    off = [begun(n, random_resized_crop=False, crop_scale=s) for n, s in ((0, 0.08), (1, 0.5))]
+    assert play(tmp_path, *[(trial, report(0.7)) for trial in off]) == []
+    on = [begun(n, random_resized_crop=True, crop_scale=s) for n, s in ((2, 0.08), (3, 0.5))]
+    (said,) = play(tmp_path, *[(trial, report(0.6)) for trial in on])
+    assert "differ in crop_scale" in said
+
+
+def test_a_switch_and_what_it_switches_are_hyper_parameters():
+    names = TrainConfig().to_dict()
+    assert names.keys() >= {*twins.SWITCHES, *twins.SWITCHES.values()}

@@ -4,12 +4,21 @@ Then what they differ in did not reach the training: a hyper-parameter that noth
 label smoothing of the notebook that we started from. ``aiornot tune`` says so as it runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiornot.tuning.ledger import Trial
 
 FIRST_LOSSES = ("train/loss", "val/log_loss")
+
+SWITCHES = {
+    "crop_scale": "random_resized_crop",
+    "sharpness_factor": "sharpness",
+    "rescale_min": "rescale",
+    "blur_sigma": "blur",
+    "jpeg_quality": "jpeg",
+}
+"""What switches a hyper-parameter on: without it, nothing is to be read."""
 
 
 class Alarm:
@@ -50,6 +59,15 @@ def _first_losses(trial: Trial) -> tuple[float, ...]:
 
 
 def differences(one: Trial, other: Trial) -> list[str]:
-    """Return the hyper-parameters in which two trials differ."""
+    """Return the hyper-parameters in which two trials differ, less what is off in both."""
     names = sorted(one.config.keys() | other.config.keys())
-    return [name for name in names if one.config.get(name) != other.config.get(name)]
+    return [
+        name
+        for name in names
+        if one.config.get(name) != other.config.get(name)
+        and any(_is_on(name, trial.config) for trial in (one, other))
+    ]
+
+
+def _is_on(name: str, config: Mapping[str, Any]) -> bool:
+    return name not in SWITCHES or bool(config.get(SWITCHES[name]))
