@@ -8,7 +8,7 @@ import sys
 import typer
 
 from aiornot.config import InputError, WorkError
-from aiornot.verbs import data, delivery, page, reporting, training, tuning
+from aiornot.verbs import cluster, data, delivery, page, reporting, training, tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +25,7 @@ app.command()(training.probe)
 app.command()(tuning.tune)
 app.command()(tuning.show)
 app.command()(reporting.report)
+app.command()(delivery.fetch)
 app.command()(delivery.calibrate)
 app.command()(delivery.evaluate)
 app.command()(delivery.robustness)
@@ -32,6 +33,7 @@ app.command()(delivery.errors)
 app.command()(delivery.verify)
 app.command()(delivery.export)
 app.command()(delivery.predict)
+app.command()(cluster.doctor)
 app.command()(page.app)
 app.command()(page.human)
 

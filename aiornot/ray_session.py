@@ -7,8 +7,10 @@ there is one, listens on loopback only.
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,9 +34,15 @@ QUIET = {
 
 _STATE_SECONDS = 15
 
+_KNOCK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
-def connected(*, num_cpus: int | None = None, state_api: bool = False) -> Iterator[None]:
+def connected(
+    *, num_cpus: int | None = None, state_api: bool = False, alone: bool = False
+) -> Iterator[None]:
     """Connect to the cluster in RAY_ADDRESS, or start a Ray on this machine for the while.
 
     A Ray that the caller already started is used and left running.
@@ -43,6 +51,7 @@ def connected(*, num_cpus: int | None = None, state_api: bool = False) -> Iterat
         num_cpus: Cores of a Ray started here, all of the machine by default.
         state_api: Ray's State API will be needed. A Ray started here gets the dashboard that has
             it, on loopback; another one is asked, now and not when it would hang.
+        alone: Start a Ray on this machine even where there is a cluster.
 
     Raises:
         InputError: There is no cluster at RAY_ADDRESS, or it lacks the State API.
@@ -55,8 +64,13 @@ def connected(*, num_cpus: int | None = None, state_api: bool = False) -> Iterat
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     options = {}
-    if not os.environ.get("RAY_ADDRESS"):
+    if alone or not os.environ.get("RAY_ADDRESS"):
         options = _local_options(num_cpus) | {"include_dashboard": state_api}
+        if not alone and (found := running_here()):
+            _log.warning(
+                "a Ray runs on this machine at %s and is left alone; RAY_ADDRESS=auto uses it",
+                found,
+            )
     try:
         ray.init(
             log_to_driver=False,
@@ -79,11 +93,34 @@ def connected(*, num_cpus: int | None = None, state_api: bool = False) -> Iterat
 
 
 def _local_options(num_cpus: int | None) -> dict[str, Any]:
-    return {"include_dashboard": False, "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
+    # The address said, or ray.init would join whatever cluster was started on this machine.
+    return {"address": "local", "dashboard_host": "127.0.0.1", "num_cpus": num_cpus}
+
+
+def running_here() -> str | None:
+    """Return the address of the Ray that ``ray start`` left running on this machine, if any."""
+    home = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    note = Path(home, "ray", "ray_current_cluster")
+    try:
+        address = note.read_text().strip()
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS):
+            return address
+    except (OSError, ValueError):  # none was, or it is gone
+        return None
 
 
 def _check_state_api() -> None:
     """Refuse a Ray that cannot clean up after a Ray Train run inside a trial that died."""
+    if reason := state_api_trouble():
+        raise InputError(
+            "trainer='ray_train' needs Ray's State API, and this Ray has none: start it with its "
+            f"dashboard (pip install 'ray[default]'; it may stay on 127.0.0.1) ({reason})"
+        )
+
+
+def state_api_trouble() -> str | None:
+    """Return why the State API of the Ray that we are connected to does not answer, if so."""
     own = {node["NodeID"] for node in ray.nodes()}
     try:
         # The address said, or it would refuse to choose where another Ray runs on this machine.
@@ -94,8 +131,6 @@ def _check_state_api() -> None:
             raise ConnectionError("the dashboard that answers is another Ray's")
     # Without a dashboard it raises ServerUnavailable, RayStateApiException, ValueError and more.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            "trainer='ray_train' needs Ray's State API, and this Ray has none: start it with its "
-            f"dashboard (pip install 'ray[default]'; it may stay on 127.0.0.1) ({reason})"
-        ) from None
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return None

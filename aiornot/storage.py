@@ -5,16 +5,20 @@ checkpoints and the bundle (``aiornot tune fast --storage s3://bucket/runs``). W
 its files outlasts an outage of a remote store; looking for sources does not wait.
 """
 
+import errno
 import fnmatch
 import functools
 import glob
+import hashlib
 import logging
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -22,7 +26,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pyarrow import fs
 
-from aiornot.config import InputError
+from aiornot.config import InputError, WorkError
 
 
 def join(root: str, *parts: str) -> str:
@@ -80,8 +84,25 @@ _PASSING = re.compile(
 )
 """How Arrow words what will pass; it raises a bare OSError for this and for all else."""
 
+FAILED = "the object store failed"
+"""What every StoreError says, so that it is known where only its text arrives."""
+
+
+class StoreError(WorkError, OSError):
+    """A store that was there refused, or stayed away for longer than is waited for."""
+
+    def __init__(self, store: str, error: OSError) -> None:
+        self.reason = _first_line(error)
+        super().__init__(
+            f"{store}: {FAILED}: {self.reason}; mend that, and the same command goes on"
+        )
+
+
 _reached: set[str] = set()
 """The stores that are known to be there, as ``s3://bucket``."""
+
+_away: set[str] = set()
+"""The stores that are being waited for; several threads may do so, and one of them says it."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -108,19 +129,26 @@ def _patient(operate: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenat
                     f"{store} cannot be reached: {reason}; check the bucket, AWS_ENDPOINT_URL and "
                     "the credentials"
                 ) from None
-            if not _passes(error):
+            if error.errno is not None:
                 raise
-            logging.getLogger(__name__).warning(
-                "%s cannot be reached; trying again for %.0f s: %s", store, PATIENCE, reason
-            )
-            return _repeated(attempt)
+            if not _passes(error):
+                raise StoreError(store, error) from None
+            if store not in _away:
+                logging.getLogger(__name__).warning(
+                    "%s cannot be reached; trying again for %.0f s: %s", store, PATIENCE, reason
+                )
+            _away.add(store)
+            try:
+                return _repeated(attempt, store)
+            finally:
+                _away.discard(store)
         _reached.add(_store(path))
         return result
 
     return patient
 
 
-def _repeated(attempt: Callable[[], _T]) -> _T:
+def _repeated(attempt: Callable[[], _T], store: str) -> _T:
     """Try again with growing pauses, until patience is at an end."""
     end = time.monotonic() + PATIENCE
     pause = SHORTEST_PAUSE
@@ -129,8 +157,10 @@ def _repeated(attempt: Callable[[], _T]) -> _T:
         try:
             return attempt()
         except OSError as error:
-            if not _passes(error) or time.monotonic() > end:
+            if error.errno is not None:
                 raise
+            if not _passes(error) or time.monotonic() > end:
+                raise StoreError(store, error) from None
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -146,10 +176,32 @@ def _store(path: str) -> str:
     return "/".join(path.split("/")[:3])
 
 
+def trust(path: str) -> None:
+    """Take a store for one that is there, since whoever started this process has reached it.
+
+    So an outage does not end it even where it is the first thing that a process asks of its store.
+    """
+    _reached.add(_store(path))
+
+
 @_patient
 def exists(path: str) -> bool:
     system, inner = _open(path)
     return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
+
+
+@_patient
+def stat(path: str) -> tuple[int, float]:
+    """Return the size of a file in bytes, and when it was changed in seconds since 1970.
+
+    Raises:
+        FileNotFoundError: It is not there, or is a folder.
+    """
+    system, inner = _open(path)
+    info = system.get_file_info(inner)
+    if not info.is_file:
+        raise FileNotFoundError(errno.ENOENT, "no such file", path)
+    return int(info.size), (info.mtime_ns or 0) / 1e9
 
 
 @_patient
@@ -221,18 +273,71 @@ def put_folder(local: Path, path: str) -> None:
     delete(path)
     for file in sorted(local.rglob("*")):
         if file.is_file():
-            _put_file(join(path, *file.relative_to(local).parts), file)
+            put_file(join(path, *file.relative_to(local).parts), file)
     write_text(join(path, DONE), "")
 
 
 @_patient
-def _put_file(path: str, local: Path) -> None:
+def put_file(path: str, local: Path) -> None:
+    """Copy a local file to ``path``; in an object store it is there whole or not at all."""
     system, inner = _open(path)
     if isinstance(system, fs.LocalFileSystem):  # an object store has no folders to be made
         system.create_dir(os.path.dirname(inner), recursive=True)
     # Arrow's copy_files does not tell when the end of an upload fails; closing a stream does.
     with local.open("rb") as source, system.open_output_stream(inner) as target:
         shutil.copyfileobj(source, target, _CHUNK)
+
+
+_STREAMS, _PART = 8, 1 << 24
+"""How many parts of a large file are fetched at a time, and their bytes."""
+
+
+def get_file(
+    path: str, local: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> str:
+    """Copy a large file to a local one, in several streams; return its SHA-256.
+
+    Args:
+        path: A file.
+        local: Where to; written over.
+        progress: Told how many bytes are there, and how many there will be.
+    """
+    size, _ = stat(path)
+    digest, done = hashlib.sha256(), 0
+    pool = ThreadPoolExecutor(_STREAMS)
+    try:
+        with local.open("wb") as target:
+            for part in _in_order(pool, path, size):
+                target.write(part)
+                digest.update(part)
+                done += len(part)
+                progress(done, size)
+            target.flush()
+            os.fsync(target.fileno())
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return digest.hexdigest()
+
+
+def _in_order(pool: ThreadPoolExecutor, path: str, size: int) -> Iterator[bytes]:
+    """Yield the parts of a file, of which a few are read ahead."""
+    ahead: deque[Future[bytes]] = deque()
+    for start in range(0, size, _PART):
+        ahead.append(pool.submit(_read_part, path, start, min(_PART, size - start)))
+        if len(ahead) > _STREAMS:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
+
+
+@_patient
+def _read_part(path: str, start: int, count: int) -> bytes:
+    system, inner = _open(path)
+    with system.open_input_file(inner) as file:
+        part = bytes(file.read_at(count, start))
+    if len(part) != count:
+        raise OSError(f"{path} became shorter while it was read")
+    return part
 
 
 def get_folder(path: str, local: Path) -> None:
@@ -250,12 +355,8 @@ def _download(path: str, local: Path) -> None:
 
 
 def complete_folders(path: str) -> list[str]:
-    """Return the folders in ``path`` that were put to their end, sorted by name.
-
-    An outage does not end it even where it is the first thing that a process asks of its store.
-    """
-    # So a trial begins, in a process of its own; whoever started it has reached the store.
-    _reached.add(_store(path))
+    """Return the folders in ``path`` that were put to their end, sorted by name."""
+    trust(path)  # so a trial begins, in a process of its own
     return [folder for folder in list_folders(path) if exists(join(folder, DONE))]
 
 

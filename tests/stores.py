@@ -22,6 +22,8 @@ class FakeS3(ThreadingHTTPServer):
         self.parts: dict[tuple[str, int], bytes] = {}
         self.refused = ""
         """Method that is answered with 403."""
+        self.asked: list[str] = []
+        """Method and key of every request."""
         self.failures: deque[str] = deque()
         """What the next requests meet, one each: "503 SlowDown", "hang up", "" for an answer."""
         self.is_down = False
@@ -61,6 +63,7 @@ class _S3Request(BaseHTTPRequestHandler):
         if address.path.endswith("/") and "/" in self.key:
             self.key += "/"  # the mark of an empty folder
         self.query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
+        self.server.asked.append(f"{self.command} {self.key}")
         return not self._fails()
 
     def _fails(self) -> bool:

@@ -21,7 +21,17 @@ from aiornot.data import demo
 
 VERBS = (
     *("demo-data", "audit", "prepare", "train", "probe", "tune", "show", "report"),
-    *("calibrate", "evaluate", "robustness", "errors", "verify", "export", "predict"),
+    *(
+        "fetch",
+        "calibrate",
+        "evaluate",
+        "robustness",
+        "errors",
+        "verify",
+        "export",
+        "predict",
+        "doctor",
+    ),
     *("app", "human"),
 )
 QUICK = (

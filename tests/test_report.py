@@ -125,7 +125,7 @@ def erring() -> dict:
 
 def collect(root: Path) -> dict:
     return report.collect(
-        "demo", root=str(root), folder=root / "demo", data=root / "none", human=root / "human"
+        "demo", root=str(root), folder=root / "demo", data=str(root / "none"), human=root / "human"
     )
 
 

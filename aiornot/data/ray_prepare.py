@@ -51,6 +51,7 @@ def prepare(
     hold_out: str | None = None,
     max_rejected: float = 0.01,
     num_cpus: int | None = None,
+    alone: bool = False,
     progress: shards.Progress = lambda what, done, total: None,
 ) -> Summary:
     """Write ``out/<profile>.h5`` from parquet shards of labelled images.
@@ -72,6 +73,7 @@ def prepare(
             fares with one that it does not know.
         max_rejected: Share of rows that may fail to decode.
         num_cpus: Cores to use on this machine.
+        alone: Use this machine only, where ``out`` is a folder that others do not share.
         progress: Called as the work proceeds.
 
     Raises:
@@ -106,7 +108,7 @@ def prepare(
     with Journal.locked(path.with_suffix(".h5.journal"), header) as journal:
         temporary = job.open(first, journal, header)
         progress("starting Ray", 0, 1)
-        with ray_session.connected(num_cpus=num_cpus):
+        with ray_session.connected(num_cpus=num_cpus, alone=alone):
             progress("starting Ray", 1, 1)
             ray_decode.write_images(temporary, first, journal, hashing=hashing, progress=progress)
         if hashing:

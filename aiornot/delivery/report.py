@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from aiornot.config import TICKS, TrainConfig
-from aiornot.data import hdf5, layout
+from aiornot.data import copies, hdf5, layout
 from aiornot.data.hdf5 import CLASSES
 from aiornot.data.splits import SPLITS
 from aiornot.delivery import manifest, report_results
@@ -34,14 +34,15 @@ HUMAN = "human"
 Report = dict[str, Any]
 
 
-def collect(run: str, *, root: str, folder: Path, data: Path, human: Path) -> Report:
+def collect(run: str, *, root: str, folder: Path, data: str, human: Path) -> Report:
     """Return all that is known of a run; the same files give the same dict.
 
     Args:
         run: A chain, or a run of ``aiornot train``.
         root: Where runs lie, a folder or ``s3://...``.
         folder: Local, of this run: its bundle and what was measured of it.
-        data: Folder of the prepared files, for the sizes of the splits.
+        data: Folder of the prepared files, for the sizes of the splits. Of one in an object store
+            they are read from its copies here, and not fetched for them.
         human: Folder of the records of ``aiornot human``.
 
     Raises:
@@ -53,7 +54,7 @@ def collect(run: str, *, root: str, folder: Path, data: Path, human: Path) -> Re
     found |= {"delivered": None, "note": "", "evaluations": {}, "comparison": None}
     found |= {"robustness": None, "errors": None, "human": None, "test_opened": []}
     found |= {
-        "splits": _splits(data, stages),
+        "splits": _splits(copies.folder_of(data), stages),
         "commands": _commands(run, root, bundle, data, stages),
     }
     if (bundle / manifest.DESCRIPTION).exists():
@@ -199,11 +200,11 @@ def _splits(data: Path, stages: Sequence[Report]) -> dict[str, dict[str, dict[st
     return found
 
 
-def _commands(run: str, root: str, bundle: Path, data: Path, stages: Sequence[Report]) -> list[str]:
+def _commands(run: str, root: str, bundle: Path, data: str, stages: Sequence[Report]) -> list[str]:
     """Return the commands that make all of this again."""
     prepared = {s["settings"]["name"]: s["settings"] for s in stages if "name" in s["settings"]}
-    places = ["--data", str(data)]
-    lines = [["prepare", "SOURCE", "--out", str(data), *_prepare(s)] for s in prepared.values()]
+    places = ["--data", data]
+    lines = [["prepare", "SOURCE", "--out", data, *_prepare(s)] for s in prepared.values()]
     if stages[0]["created"] is None:  # no stage.json: one trial, without a chain
         config = stages[0]["trials"][0]["config"]
         lines.append(["train", *places, "--out", str(bundle.parent), *_settings(config)])
@@ -242,11 +243,11 @@ def _prepare(settings: Mapping[str, Any]) -> list[str]:
     return found + (["--seed", str(settings["seed"])] if settings.get("seed") else [])
 
 
-def _missing(found: Report, bundle: Path, data: Path) -> dict[str, str]:
+def _missing(found: Report, bundle: Path, data: str) -> dict[str, str]:
     """Return a sentence for each part that has nothing to show."""
     if found["delivered"] is None:
         return {"delivered": "No model is delivered yet: the chain has not reached its end."}
-    place, beside = f"{shlex.quote(str(bundle))}", f"--data {shlex.quote(str(data))}"
+    place, beside = f"{shlex.quote(str(bundle))}", f"--data {shlex.quote(data)}"
     test = found["evaluations"]["test"]
     shown = test or found["evaluations"]["val"]
     again = f"aiornot evaluate {place} {beside} --split test"

@@ -6,7 +6,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.queue import Queue
 
+from aiornot.data import copies
 from aiornot.training import job as training
 from aiornot.training.job import Tell
 
@@ -47,8 +47,9 @@ def train_in_process(job: dict[str, Any], *, num_threads: int, tell: Tell) -> No
     """Train a job in this process, on its GPU if Ray gave it one.
 
     Args:
-        job: ``config``, ``data`` (path), ``root`` (checkpoint folder) and ``told``, the last tick
-            that the ledger holds; ``tick_seconds`` limits the time of a tick.
+        job: ``config``, ``data`` and ``version`` (``copies.told``), ``root`` (checkpoint folder)
+            and ``told``, the last tick that the ledger holds; ``tick_seconds`` limits the time of
+            a tick.
         num_threads: CPU threads this trial may use.
         tell: Receives the metrics of each tick; it may not return when the trial is stopped.
     """
@@ -63,6 +64,7 @@ def train_in_process(job: dict[str, Any], *, num_threads: int, tell: Tell) -> No
 
 
 def _train(job: dict[str, Any], device: torch.device, tell: Tell) -> None:
+    data = copies.here(job["data"], job["version"])
     with _time_limit(job.get("tick_seconds")) as not_counted:
 
         def told(metrics: dict[str, float]) -> None:
@@ -72,7 +74,7 @@ def _train(job: dict[str, Any], device: torch.device, tell: Tell) -> None:
 
         training.run(
             job["config"],
-            data=Path(job["data"]),
+            data=data,
             device=device,
             root=job["root"],
             tell=told,

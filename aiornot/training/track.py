@@ -274,10 +274,11 @@ def resolve_mode(mode: str) -> str:
         return chosen
     if chosen in ("disabled", "dryrun"):
         return "off" if chosen == "disabled" else "offline"
-    return "online" if _has_account() else "offline"
+    return "online" if has_account() else "offline"
 
 
-def _has_account() -> bool:
+def has_account() -> bool:
+    """Tell whether W&B would find a key; which one it is stays where it is."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc

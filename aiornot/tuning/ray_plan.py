@@ -7,7 +7,7 @@ Ray where Ray has GPUs and this machine has none.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
-from aiornot.data import hdf5
+from aiornot.data import copies, hdf5
 from aiornot.training import pace
 from aiornot.training.loader import prefix
 from aiornot.training.pace import Pace
@@ -152,7 +152,8 @@ def _measured(cases: Sequence[Case], machines: Machines, progress: Progress) -> 
     if machines.num_gpus and not torch.cuda.is_available():
         cpus = max((case.num_threads for case in cases), default=1)
         task = ray.remote(_paces).options(num_gpus=1, num_cpus=cpus, num_returns="streaming")
-        found: Iterator[Pace] = map(_got, task.remote(cases, seconds))
+        told = [copies.told(case.data) for case in cases]
+        found: Iterator[Pace] = map(_got, task.remote(cases, seconds, told))
     else:
         found = _paces(cases, seconds, on_gpu=machines.num_gpus > 0)
     for number, case in enumerate(cases):
@@ -160,12 +161,19 @@ def _measured(cases: Sequence[Case], machines: Machines, progress: Progress) -> 
         yield next(found)
 
 
-def _paces(cases: Sequence[Case], seconds: float, *, on_gpu: bool = True) -> Iterator[Pace]:
+def _paces(
+    cases: Sequence[Case],
+    seconds: float,
+    told: Sequence[Mapping[str, str]] | None = None,
+    *,
+    on_gpu: bool = True,
+) -> Iterator[Pace]:
+    """Measure one case after the other; ``told`` is needed on another machine than the driver's."""
     device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
-    for case in cases:
+    for number, case in enumerate(cases):
         yield pace.measure(
             case.config,
-            data=case.data,
+            data=copies.here(**told[number]) if told else case.data,
             device=device,
             seconds=seconds,
             num_threads=case.num_threads,

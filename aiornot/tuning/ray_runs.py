@@ -19,10 +19,11 @@ import ray.train
 from ray.util.queue import Queue
 
 from aiornot.config import WorkError
+from aiornot.data import copies
 from aiornot.training import checkpoints, ray_worker
 from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
 from aiornot.tuning.outlook import Machines
-from aiornot.tuning.ray_tuner import FULL, ON_THE_HEAD, machines
+from aiornot.tuning.ray_tuner import ON_THE_HEAD, OUTSIDE, machines, to_be_mended
 from aiornot.tuning.record import Record, num_before
 from aiornot.tuning.space import Stage, configure
 
@@ -53,7 +54,7 @@ def train_selected(
             if trial.state == "failed":
                 ledger.reopen(trial)
     trials = [known.get(trial.number, trial) for trial in planned(stage, record, parents)]
-    job = {"data": str(data.resolve()), "tick_seconds": tick_seconds}
+    job = {**copies.told(data), "tick_seconds": tick_seconds}
     runs = _Runs(stage, ledger, job, machines(num_workers), num_trials=len(trials))
     with _interruptible():
         try:
@@ -162,8 +163,8 @@ class _Runs:
             error = str(ray.get(task))
         except ray.exceptions.RayError as failure:  # the run's own process died
             error = ray_worker.what_happened(failure)
-        if any(text in error for text in FULL):
-            raise WorkError(f"{trial.id}: {error}: make room, and the same command goes on")
+        if any(text in error for text in OUTSIDE):
+            raise WorkError(f"{trial.id}: {to_be_mended(error)}")
         self._ledger.end(trial, error=error)
         if trial.state == "finished":
             checkpoints.keep_best(self._ledger.trial_folder(trial.id), int(trial.last("best_tick")))

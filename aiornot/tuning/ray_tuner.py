@@ -15,7 +15,9 @@ from typing import Any
 import ray
 import ray.tune
 
+from aiornot import storage
 from aiornot.config import WorkError
+from aiornot.data import copies
 from aiornot.training import ray_worker
 from aiornot.tuning import record as records
 from aiornot.tuning import retention
@@ -32,8 +34,9 @@ ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """Where the driver of a Ray Train run waits: beside ours, with which it would die. Its workers have
 the cores."""
 
-FULL = ("No space left on device", "Disk quota exceeded")
-"""What an error says that is the disk's and no trial's; every library words it like the system."""
+OUTSIDE = ("No space left on device", "Disk quota exceeded", storage.FAILED)
+"""What an error says that is the disk's or the store's and no trial's; every library words a full
+disk like the system."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path, terms: T
         num_trials=record["num_trials"],
         beside=beside,
     )
-    job = {"data": str(data.resolve()), "tick_seconds": terms.tick_seconds, "stops": stops}
+    job = {**copies.told(data), "tick_seconds": terms.tick_seconds, "stops": stops}
     suggestions = Suggestions(plan, ledger=ledger, trials=trials, job=job)
     missing = plan.num_trials - sum(trial.state != "running" for trial in trials)
     if missing > 0:
@@ -285,8 +288,8 @@ class _Driver(ray.tune.Callback):  # type: ignore[misc]
     def _end(self, trial: Trial, error: str, trace: str) -> None:
         if self.halted:
             return
-        if any(text in error or text in trace for text in FULL):
-            self._halt(f"{error}: make room, and the same command goes on")
+        if any(text in error or text in trace for text in OUTSIDE):
+            self._halt(to_be_mended(error))
             return
         self._guarded(lambda: self._record_end(trial, error, trace))
         self._suggestions.tell(trial)
@@ -325,6 +328,13 @@ class _Driver(ray.tune.Callback):  # type: ignore[misc]
 
     def _halt(self, why: str) -> None:
         self.halted = self.halted or f"stage {self._suggestions.stage!r} was stopped: {why}"
+
+
+def to_be_mended(error: str) -> str:
+    """Return what happened with what to do; a store says so itself."""
+    if storage.FAILED in error:
+        return error
+    return f"{error}: make room, and the same command goes on"
 
 
 def _without_numbers(text: str) -> str:

@@ -1,5 +1,6 @@
 """What several verbs share: options that read alike, and how their values are understood."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,10 @@ RuleOption = Annotated[
         "cost:FP=5. Kept with the bundle; balanced at first."
     ),
 ]
-DataOption = Annotated[Path, typer.Option(help="Folder of the prepared files, or one file.")]
+DataOption = Annotated[
+    str, typer.Option(help="Folder of the prepared files, or one file; s3://... is fetched once.")
+]
+PREPARED = "data/prepared"
 
 
 def check_folders(folders: dict[str, Path | None]) -> None:
@@ -59,9 +63,37 @@ def check_rule(rule: str | None) -> None:
         calibrate.check_rule(rule)
 
 
-def prepared(data: Path, profile: str) -> Path:
-    """Return the prepared file that ``--data`` means: itself, or the profile's in a folder."""
-    return data if data.is_file() else data / f"{profile}.h5"
+def prepared(data: str, profile: str) -> Path:
+    """Return the prepared file that ``--data`` means: itself, or the profile's in a folder.
+
+    Of one in an object store it is the copy on this machine.
+    """
+    from aiornot import storage
+
+    if not storage.is_remote(data):
+        return Path(data) if Path(data).is_file() else Path(data) / f"{profile}.h5"
+    from aiornot import console
+    from aiornot.data import copies
+
+    url = data if data.endswith(".h5") else storage.join(data, f"{profile}.h5")
+    with console.counting() as counter:
+        return copies.fetch(url, progress=counter.update)
+
+
+def prepared_folder(data: str, profiles: Iterable[str]) -> Path:
+    """Return the folder of the prepared files that ``--data`` means.
+
+    Of one in an object store it is that of the copies, with the files of these profiles in it.
+    """
+    from aiornot import storage
+    from aiornot.data import copies
+
+    if storage.is_remote(data):
+        if data.endswith(".h5"):
+            raise InputError(f"--data {data}: give the folder of the prepared files")
+        for profile in profiles:
+            prepared(data, profile)
+    return copies.folder_of(data)
 
 
 def torch_device(name: str) -> Any:

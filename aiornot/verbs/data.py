@@ -1,13 +1,14 @@
 """The verbs of data: ``demo-data``, ``audit``, ``prepare``."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aiornot.config import InputError
-from aiornot.verbs.common import JsonOption
+from aiornot.verbs.common import PREPARED, JsonOption
 
 
 def demo_data(
@@ -95,9 +96,7 @@ def audit(
 
 def prepare(
     source: Annotated[str, typer.Argument(help="Parquet file, folder, glob, s3:// or hf://...")],
-    out: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
-        "data/prepared"
-    ),
+    out: Annotated[str, typer.Option(help="Folder of the prepared files, or s3://...")] = PREPARED,
     profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
     size: Annotated[int | None, typer.Option(help="Side in pixels instead of the profile's.")] = (
         None
@@ -121,8 +120,8 @@ def prepare(
 
     Example: aiornot prepare data/aiornot --out data/prepared --profile reduced
     """
-    from aiornot import console
-    from aiornot.data import layout, ray_prepare
+    from aiornot import console, storage
+    from aiornot.data import copies, layout, ray_prepare
 
     if profile not in layout.PROFILES:
         raise InputError(f"--profile {profile}: use {', '.join(layout.PROFILES)}")
@@ -140,29 +139,37 @@ def prepare(
         geometry=geometry,  # type: ignore[arg-type]  # checked above
         resample=resample,  # type: ignore[arg-type]  # checked above
     )
-    with console.counting() as counter:
+    path = storage.join(out, f"{profile}.h5")
+    remote = storage.is_remote(out)
+    with (
+        console.counting() as counter,
+        copies.published(path, progress=counter.update)
+        if remote
+        else nullcontext(Path(out)) as folder,
+    ):
         summary = ray_prepare.prepare(
             source,
-            out,
+            folder,
             wanted,
             seed=seed,
             near_duplicates=None if near_duplicates == "off" else int(near_duplicates),
             hold_out=hold_out,
             max_rejected=max_rejected,
+            alone=remote,
             progress=counter.update,
         )
     if as_json:
-        console.print_json(dataclasses.asdict(summary))
+        console.print_json(dataclasses.asdict(summary) | {"path": path})
         return
     counts = ", ".join(f"{split} {count}" for split, count in summary.counts.items())
-    print(f"{summary.path}: {counts}; {summary.rejected} rejected")
+    print(f"{path}: {counts}; {summary.rejected} rejected")
     if summary.skipped:
-        console.say(f"{summary.path} was finished before, from the same rows and settings")
+        console.say(f"{path} was finished before, from the same rows and settings")
     if summary.replaced:
-        console.say(f"{summary.path} was of another source or other settings, and was replaced")
+        console.say(f"{path} was of another source or other settings, and was replaced")
     if summary.duplicates:
         console.say(
             f"{summary.duplicates} rows show the same as an earlier one and stand in its split, "
             f"{summary.conflicts} groups of them under both labels; "
-            f"{summary.path.with_suffix('.splits.json')} lists them"
+            f"{path.removesuffix('.h5')}.splits.json lists them"
         )

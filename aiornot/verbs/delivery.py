@@ -13,7 +13,7 @@ import typer
 
 from aiornot.config import InputError, WorkError
 from aiornot.verbs import common
-from aiornot.verbs.common import DataOption, DeviceOption, JsonOption, WandbOption
+from aiornot.verbs.common import PREPARED, DataOption, DeviceOption, JsonOption, WandbOption
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a delivered model.")]
 
@@ -21,7 +21,7 @@ BundleArgument = Annotated[Path, typer.Argument(help="Folder of a delivered mode
 def calibrate(
     bundle: BundleArgument,
     rule: Annotated[str, typer.Option(help='balanced, "fpr<=0.01", "fnr<=0.01" or cost:FP=5.')],
-    data: DataOption = Path("data/prepared"),
+    data: DataOption = PREPARED,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -55,6 +55,29 @@ def calibrate(
     console.print_table(f"{bundle}: on val", ["", "before", "now"], rows)
 
 
+def fetch(
+    chain: Annotated[str, typer.Argument(help="Chain or run below --storage.")],
+    storage: Annotated[str, typer.Option(help="Where runs lie: s3://...")],
+    out: Annotated[Path, typer.Option(help="Folder of runs on this machine.")] = Path("runs"),
+) -> None:
+    """Fetch the delivered model and the report of a run that lies in an object store.
+
+    Every byte is compared with its hash. A bundle that is here already stays as it is.
+
+    Example: aiornot fetch fast --storage s3://bucket/runs
+    """
+    from aiornot import console
+    from aiornot.delivery import shelf
+    from aiornot.storage import is_remote, join
+
+    if not is_remote(storage):
+        raise InputError(f"--storage {storage}: what lies on this machine needs no fetching")
+    common.check_folders({"--out": out})
+    if not shelf.bring(join(storage, chain), out / chain):
+        console.say(f"{out / chain / shelf.BUNDLE} was here before")
+    print(out / chain / shelf.BUNDLE)
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return " - ".join(map(_cell, value))
@@ -63,7 +86,7 @@ def _cell(value: Any) -> str:
 
 def evaluate(
     bundle: BundleArgument,
-    data: DataOption = Path("data/prepared"),
+    data: DataOption = PREPARED,
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     again: Annotated[bool, typer.Option("--again", help="Score anew what is recorded.")] = False,
     device: DeviceOption = "auto",
@@ -127,7 +150,7 @@ def evaluate(
 
 def robustness(
     bundle: BundleArgument,
-    data: DataOption = Path("data/prepared"),
+    data: DataOption = PREPARED,
     split: Annotated[str, typer.Option(help="val, or test: it counts as opened then.")] = "val",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -195,7 +218,7 @@ def _say_opened(result: dict[str, Any]) -> None:
 
 def errors(
     bundle: BundleArgument,
-    data: DataOption = Path("data/prepared"),
+    data: DataOption = PREPARED,
     split: Annotated[str, typer.Option(help="val, or test: it counts as opened then.")] = "val",
     source: Annotated[
         str | None,
@@ -248,7 +271,7 @@ def errors(
 def verify(
     bundle: BundleArgument,
     data: Annotated[
-        Path | None, typer.Option(help="The prepared files, to score val again; or one file.")
+        str | None, typer.Option(help="The prepared files, to score val again; or one file.")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="By how much a metric of val may differ.")
@@ -266,7 +289,7 @@ def verify(
     from aiornot.delivery import manifest
     from aiornot.delivery import verify as verifying
 
-    path = data and common.prepared(data, manifest.read(bundle)["data"]["profile"])
+    path = common.prepared(data, manifest.read(bundle)["data"]["profile"]) if data else None
     found = verifying.verify(
         bundle, data=path, device=common.torch_device(device), tolerance=tolerance
     )

@@ -7,12 +7,10 @@ import typer
 
 from aiornot.config import InputError
 from aiornot.verbs import common
-from aiornot.verbs.common import DataOption, DeviceOption
+from aiornot.verbs.common import PREPARED, DataOption, DeviceOption
 
 if TYPE_CHECKING:
     from aiornot.delivery.app import Show
-
-PREPARED = Path("data/prepared")
 
 SplitOption = Annotated[str, typer.Option(help="Of the benchmark: val, or test, which is counted.")]
 NumOption = Annotated[int, typer.Option(help="Images of the benchmark, half of them real.")]
@@ -27,7 +25,7 @@ OpenOption = Annotated[bool, typer.Option("--open/--no-open", help="Open the bro
 def app(
     bundle: Annotated[Path, typer.Argument(help="Folder of a delivered model.")],
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Prepared files for the benchmark; data/prepared if it is there."),
     ] = None,
     split: SplitOption = "val",

@@ -6,15 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from aiornot.config import InputError
-from aiornot.verbs.common import JsonOption
+from aiornot.verbs.common import PREPARED, JsonOption
 
 
 def report(
     chain: Annotated[str, typer.Argument(help="Chain or run below --storage.")],
     storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://...")] = "runs",
     data: Annotated[
-        Path, typer.Option(help="Folder of the prepared files, for the sizes of the splits.")
-    ] = Path("data/prepared"),
+        str, typer.Option(help="Folder of the prepared files, for the sizes of the splits.")
+    ] = PREPARED,
     out: Annotated[
         Path | None, typer.Option(help="File of the page; report.html in the run's folder.")
     ] = None,
@@ -45,7 +45,7 @@ def write(
     run: str,
     *,
     storage: str,
-    data: Path,
+    data: str,
     out: Path | None = None,
     with_images: bool = False,
 ) -> tuple[Path, dict[str, Any]]:

@@ -11,6 +11,7 @@ import typer
 from aiornot.config import InputError, TrainConfig, WorkError
 from aiornot.verbs import common
 from aiornot.verbs.common import (
+    PREPARED,
     DataOption,
     DeviceOption,
     JsonOption,
@@ -23,7 +24,7 @@ _SWITCH = {"auto": None, "on": True, "off": False}
 
 
 def train(
-    data: DataOption = Path("data/prepared"),
+    data: DataOption = PREPARED,
     profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
     out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("runs/train"),
     settings: Annotated[
@@ -161,7 +162,7 @@ def _only_trial(ledger: Any, config: TrainConfig, data_settings: str) -> Any:
 
 
 def probe(
-    data: DataOption = Path("data/prepared"),
+    data: DataOption = PREPARED,
     profile: Annotated[str, typer.Option(help="debug, reduced or full.")] = "full",
     out: Annotated[Path, typer.Option(help="Folder of lr.png and probe.json.")] = Path(
         "runs/probe"

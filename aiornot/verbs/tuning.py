@@ -11,7 +11,7 @@ import typer
 
 from aiornot.config import InputError
 from aiornot.verbs import common, reporting
-from aiornot.verbs.common import JsonOption, RuleOption, TensorboardOption, WandbOption
+from aiornot.verbs.common import PREPARED, JsonOption, RuleOption, TensorboardOption, WandbOption
 
 if TYPE_CHECKING:
     from aiornot.tuning.tables import Table
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def tune(
     chain: Annotated[str, typer.Argument(help="Name below tune_spaces/, or a folder of stages.")],
-    data: Annotated[Path, typer.Option(help="Folder of the prepared files.")] = Path(
-        "data/prepared"
-    ),
+    data: Annotated[
+        str, typer.Option(help="Folder of the prepared files; s3://... is fetched once per node.")
+    ] = PREPARED,
     storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://...")] = "runs",
     workers: Annotated[int, typer.Option(min=1, help="Workers of each Ray Train run (DDP).")] = 1,
     trials: Annotated[
@@ -51,7 +51,7 @@ def tune(
     Example: aiornot tune fast --data data/prepared
     """
     from aiornot import console
-    from aiornot.delivery import bundle, registry
+    from aiornot.delivery import bundle, registry, shelf
     from aiornot.storage import is_remote, join
     from aiornot.training import checkpoints, track
     from aiornot.tuning import ray_chain, spending, stages, tracking
@@ -70,8 +70,9 @@ def tune(
     folder = stages.find_chain(chain)
     root = join(storage, folder.name)
     local = Path("runs") / folder.name if is_remote(root) else Path(root)
+    profiles = {stage.data: None for stage in stages.load_chain(folder)}
     options = ray_chain.Options(
-        data=data,
+        data=common.prepared_folder(data, profiles),
         root=root,
         num_workers=workers,
         tick_seconds=60 * tick_minutes,
@@ -113,6 +114,9 @@ def tune(
         common.print_bundle(out)
         registry.deliver(trackers.wandb, out, outcome.final.trial, outcome.final.labels)
     _report(folder.name, storage=storage, data=data)
+    if is_remote(root):
+        shelf.keep(local, root)
+        console.say(f"also in {root}; anywhere: aiornot fetch {folder.name} --storage {storage}")
 
 
 def _compare(bundle: Path, outcome: Any) -> None:
@@ -140,7 +144,7 @@ def _compare(bundle: Path, outcome: Any) -> None:
         console.say(f"the baseline is a bundle, too, and the better one: {bundle}/baseline")
 
 
-def _report(run: str, *, storage: str, data: Path) -> None:
+def _report(run: str, *, storage: str, data: str) -> None:
     """Write the page; whatever is wrong with it, the model is delivered."""
     from aiornot import console
 
