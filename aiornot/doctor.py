@@ -100,7 +100,7 @@ def examine(survey: Survey) -> list[Finding]:
     checks += [_data] * (survey.data is not None) + [*_DISKS, _memory]
     checks += [_clock] * (survey.cluster is not None) + [_hub]
     for check in checks if answered else ():
-        found += _merged([(node.name, check(survey, node)) for node in answered])
+        found += _merged(survey, [(node.name, check(survey, node)) for node in answered])
     if survey.cluster is not None:
         found += [*_guarded(survey, answered), _dashboard(survey), _state_api(survey)]
     return [*found, _wandb(survey)]
@@ -114,14 +114,16 @@ _Line = tuple[Status, str, str, str]
 """Status, what, found, mend."""
 
 
-def _merged(lines: Sequence[tuple[str, _Line]]) -> list[Finding]:
+def _merged(survey: Survey, lines: Sequence[tuple[str, _Line]]) -> list[Finding]:
     """Make one finding of equal lines of several nodes."""
+    silent = len(survey.nodes) > len([node for node in survey.nodes if not node.error])
+    everyone = f"{'the other' if silent else 'all'} {len(lines)} nodes"
     nodes: dict[_Line, list[str]] = {}
     for name, line in lines:
         nodes.setdefault(line, []).append(name)
     findings = []
     for (status, what, found, mend), names in nodes.items():
-        where = f"all {len(names)} nodes" if 1 < len(names) == len(lines) else ", ".join(names)
+        where = everyone if 1 < len(names) == len(lines) else ", ".join(names)
         findings.append(Finding(status=status, what=what, where=where, found=found, mend=mend))
     return findings
 
@@ -286,16 +288,17 @@ def _guarded(survey: Survey, nodes: Sequence[Node]) -> list[Finding]:
         mend = "ray get-auth-token --generate; RAY_AUTH_MODE=token on every node; start Ray anew"
         told = "none is asked for: whoever reaches the cluster runs code on it"
         return [Finding(status="fail", what="token", where=where, found=told, mend=mend)]
-    found = [Finding(status="ok", what="token", where=where, found="asked for")]
-    for node in nodes:
-        if node.facts["token"]["open_to"]:
-            path = node.facts["token"]["file"]
-            told = f"others may read {path}"
-            warning = Finding(
-                status="warn", what="token", where=node.name, found=told, mend=f"chmod 600 {path}"
-            )
-            found.append(warning)
-    return found
+    found = Finding(status="ok", what="token", where=where, found="asked for")
+    readable = [
+        (node.name, _readable(node.facts["token"]["file"]))
+        for node in nodes
+        if node.facts["token"]["open"]
+    ]
+    return [found, *_merged(survey, readable)]
+
+
+def _readable(path: str) -> _Line:
+    return "warn", "token", f"other users may read {path}", f"chmod 600 {path}"
 
 
 def _dashboard(survey: Survey) -> Finding:

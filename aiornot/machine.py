@@ -105,12 +105,16 @@ def token() -> dict[str, Any]:
     """Return whether Ray is to ask for a token, and who may read it; never the token."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     found: dict[str, Any] = {"mode": os.environ.get("RAY_AUTH_MODE", ""), "file": str(path)}
+    return found | {"open": _others_may_read(path)}
+
+
+def _others_may_read(path: Path) -> bool:
+    """Tell whether another user of this machine gets as far as a file, and may read it."""
     try:
-        found["open_to"] = path.stat().st_mode & 0o077
+        way = [folder.stat().st_mode & 0o011 for folder in path.absolute().parents]
+        return all(way) and bool(path.stat().st_mode & 0o044)
     except OSError:
-        found["open_to"] = None
-    found["in_variable"] = bool(os.environ.get("RAY_AUTH_TOKEN"))
-    return found
+        return False
 
 
 def hugging_face() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -164,14 +164,28 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One Ray of two cores for all tests marked ``ray``; its start takes some seconds."""
+def store_of_ray() -> Iterator[tuple[FakeS3, str]]:
+    """The store that the processes of ``ray_cluster`` know, and its address."""
+    server = FakeS3()
+    with serving(server) as address:
+        yield server, address
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(store_of_ray, tmp_path_factory) -> Iterator[None]:
+    """One Ray of two cores for all tests marked ``ray``; its start takes some seconds.
+
+    Its processes know ``store_of_ray``, and keep copies apart from those of a test's own process.
+    """
     from aiornot import ray_session
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.delenv("RAY_ADDRESS", raising=False)  # never someone's cluster
-        with ray_session.connected(num_cpus=2, state_api=True):
-            yield
+        with pytest.MonkeyPatch.context() as start:
+            set_store(start, store_of_ray[1])
+            start.setenv("AIORNOT_CACHE", str(tmp_path_factory.mktemp("cache-of-ray")))
+            stack.enter_context(ray_session.connected(num_cpus=2, state_api=True))
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,10 +221,19 @@ def serving(server: ThreadingHTTPServer) -> Iterator[str]:
 def s3(monkeypatch) -> Iterator[FakeS3]:
     server = FakeS3()
     with serving(server) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+        set_store(monkeypatch, address)
         yield server
+
+
+KEY_ID, SECRET = "IDofSomeone", "SECRETofSomeone"
+
+
+def set_store(patch: pytest.MonkeyPatch, address: str) -> None:
+    """Name a store in the environment, and the credentials that no file and no line may hold."""
+    patch.setenv("AWS_ENDPOINT_URL", address)
+    patch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    patch.setenv("AWS_REGION", "us-east-1")
 
 
 @pytest.fixture

@@ -270,10 +270,16 @@ def test_a_finished_stage_is_extended_by_the_missing_trials_alone(at_home):
 
 
 def start_tune(home: Path, log: Path, *, wandb: str = "disabled") -> subprocess.Popen[bytes]:
+    return start(home, log, "tune", "mine", "--data", "prepared", wandb=wandb)
+
+
+def start(
+    home: Path, log: Path, *arguments: str, wandb: str = "offline"
+) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "WANDB_MODE": wandb}
     # Of a run in this process: the killed driver's runs would go on being open in that service.
     environment.pop("WANDB_SERVICE", None)
-    command = [sys.executable, "-m", "aiornot", "tune", "mine", "--data", "prepared"]
+    command = [sys.executable, "-m", "aiornot", *arguments]
     with log.open("wb") as stream:
         return subprocess.Popen(command, cwd=home, stderr=stream, stdout=stream, env=environment)
 

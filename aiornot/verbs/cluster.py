@@ -14,6 +14,8 @@ from aiornot.config import InputError
 from aiornot.verbs.common import JsonOption
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from aiornot.doctor import Finding, Node, Survey
 
 RAY_FOLDER = "/tmp/ray"
@@ -114,22 +116,30 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def _print(findings: "Sequence[Finding]") -> None:
     """Print a line each; in a terminal those that are too long go on below themselves."""
-    if not sys.stdout.isatty():
-        for finding in findings:
-            mend = f"; {finding.mend}" if finding.mend else ""
-            print(
-                f"{finding.status:<4}  {finding.what:<12}  {finding.where}: {finding.found}{mend}"
-            )
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).print(table(findings))
         return
-    from rich.console import Console
+    for finding in findings:
+        mend = f"; {finding.mend}" if finding.mend else ""
+        print(f"{finding.status:<4}  {finding.what:<12}  {finding.where}: {finding.found}{mend}")
+
+
+def table(findings: "Sequence[Finding]") -> "Table":
+    """Return the findings for a terminal: status, what and where stay whole, the rest is folded."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
+    made = Table.grid(padding=(0, 2))
+    made.add_column(no_wrap=True)
+    made.add_column(no_wrap=True)
+    made.add_column(max_width=22)
+    made.add_column(overflow="fold")
     for finding in findings:
         told = Text(finding.found)
         if finding.mend:
             told.append(f"\n-> {finding.mend}", style="bold")
         status = Text(finding.status, style=_COLOURS[finding.status])
-        table.add_row(status, finding.what, finding.where, told)
-    Console(highlight=False).print(table)
+        made.add_row(status, finding.what, finding.where, told)
+    return made
