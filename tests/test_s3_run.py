@@ -73,55 +73,30 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_run_outlasts_an_outage_and_is_read_and_fetched_from_anywhere(
+def test_a_search_outlasts_an_outage_and_is_read_from_anywhere(
     ray_cluster, store_of_ray, easy, home, monkeypatch
 ):
     server, address = store_of_ray
     set_store(monkeypatch, address)
     lay_out(server, home, easy, epochs=3)
     outage = goes_away(server)
-    done = run_verb(*TUNE)
+    done = run_verb(*TUNE, "--only", "explore")
     assert done.code == 0, done.err
     assert not outage.is_alive()
     found = trials(server)
-    assert sorted(found) == ["explore-000", "explore-001", "final-000"]
+    assert sorted(found) == ["explore-000", "explore-001"]
     assert all(trial["state"] == "finished" and ticks(trial) == TICKS for trial in found.values())
     # Once for the driver, once for all trials: their processes have a folder of their own.
     assert server.asked.count("GET bucket/prepared/full.h5") == 2
-    kept = {key: content for key, content in server.objects.items() if "/bundle/" in key}
-    assert "bucket/runs/mine/report.html" in server.objects
-
-    # A laptop: nothing of it is there.
     (home / "laptop").mkdir()
     monkeypatch.chdir(home / "laptop")
     rows = json.loads(run_verb("show", "mine", "--storage", RUNS, "--json").out)
-    assert [(row["stage"], row["state"]) for row in rows] == [
-        ("explore", "finished"),
-        ("final", "finished"),
-    ]
-    fetched = run_verb("fetch", "mine", "--storage", RUNS)
-    assert fetched.code == 0 and fetched.out == "runs/mine/bundle\n", fetched.err
-    for path in Path("runs/mine/bundle").iterdir():
-        assert kept[f"bucket/runs/mine/bundle/{path.name}"] == path.read_bytes()
-    assert run_verb("verify", "runs/mine/bundle", "--data", DATA).code == 0
-    assert "was here before" in run_verb("fetch", "mine", "--storage", RUNS).err
-    Path("runs/mine/bundle/SHA256SUMS").write_text("another")
-    assert "is another model" in run_verb("fetch", "mine", "--storage", RUNS).err
-    assert run_verb("fetch", "none", "--storage", RUNS).code == 2
-
-    # A new head: what is done is not done again, and the model is not sent again.
-    (home / "head").mkdir()
-    shutil.copytree(home / "mine", home / "head/mine")
-    monkeypatch.chdir(home / "head")
-    server.asked.clear()
-    again = run_verb(*TUNE)
-    assert again.code == 0 and trials(server) == found, again.err
-    assert not [asked for asked in server.asked if asked.startswith("PUT") and "bundle" in asked]
-
+    assert [(row["stage"], row["state"]) for row in rows] == [("explore", "finished")]
+    nothing = run_verb("fetch", "mine", "--storage", RUNS)
+    assert nothing.code == 2 and "no model is delivered there" in nothing.err
     assert leaks(home) == []
     assert not [key for key, content in server.objects.items() if SECRET.encode() in content]
-    for said in (done, fetched, again):
-        assert SECRET not in said.out + said.err and KEY_ID not in said.out + said.err
+    assert SECRET not in done.out + done.err and KEY_ID not in done.out + done.err
 
 
 def test_a_store_that_stays_away_ends_the_run_in_a_sentence(s3, easy, home, monkeypatch):
@@ -137,8 +112,8 @@ def test_a_store_that_stays_away_ends_the_run_in_a_sentence(s3, easy, home, monk
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_from_the_store(s3, easy, home):
-    """Slow: two starts of Ray and of a Ray Train run."""
+def test_a_killed_driver_goes_on_from_the_store_and_delivers_to_it(s3, easy, home, monkeypatch):
+    """Slow: three starts of Ray, and two of Ray Train runs; then fetched, and found again."""
     lay_out(s3, home, easy, epochs=12)
     log = home / "log"
 
@@ -158,5 +133,22 @@ def test_a_killed_driver_goes_on_from_the_store(s3, easy, home):
     for name, trial in before.items():
         assert after[name]["ticks"][: len(trial["ticks"])] == trial["ticks"]  # none run twice
     assert all(ticks(trial) == TICKS for trial in after.values())
-    assert "bucket/runs/mine/bundle/complete" in s3.objects
+    assert "bucket/runs/mine/report.html" in s3.objects
+    kept = {key: content for key, content in s3.objects.items() if "/bundle/" in key}
+
+    (home / "laptop").mkdir()
+    monkeypatch.chdir(home / "laptop")
+    fetched = run_verb("fetch", "mine", "--storage", RUNS)
+    assert fetched.code == 0 and fetched.out == "runs/mine/bundle\n", fetched.err
+    for path in Path("runs/mine/bundle").iterdir():
+        assert kept[f"bucket/runs/mine/bundle/{path.name}"] == path.read_bytes()
+    assert run_verb("verify", "runs/mine/bundle", "--data", f"{DATA}/full.h5").code == 0
+
+    # A new head: what is done is not done again, and the model is not sent again.
+    shutil.rmtree(home / "runs")
+    s3.asked.clear()
+    assert start(home, log, *TUNE).wait() == 0, log.read_text()
+    assert trials(s3) == after
+    assert not [asked for asked in s3.asked if asked.startswith("PUT") and "bundle" in asked]
+    assert SECRET not in log.read_text() and KEY_ID not in log.read_text()
     assert leaks(home) == []
