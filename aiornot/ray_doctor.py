@@ -114,10 +114,10 @@ def _survey(asked: Asked) -> tuple[list[Node], Cluster]:
     }
     try:
         folder = str(Path(_context().address_info["session_dir"]).parent)
-        found = _ask(probes, asked.seconds, lambda probe: probe.facts.remote(folder))
+        found = _ask(probes, asked.seconds, lambda _, probe: probe.facts.remote(folder))
         answered = {node_id: probes[node_id] for node_id in probes if found[node_id].error is None}
         skews = {node_id: _skew(probe) for node_id, probe in answered.items()}
-        written = _storage(answered, names, asked)
+        written = _storage(answered, asked)
         seen = _data(answered, asked)
     finally:
         for probe in probes.values():
@@ -160,10 +160,10 @@ class _Answer:
 
 
 def _ask(
-    probes: Mapping[str, Any], seconds: float, question: Callable[[Any], ray.ObjectRef]
+    probes: Mapping[str, Any], seconds: float, question: Callable[[str, Any], ray.ObjectRef]
 ) -> dict[str, _Answer]:
     """Ask all nodes at once; who has not answered in time has an error instead."""
-    asked = {question(probe): node_id for node_id, probe in probes.items()}
+    asked = {question(node_id, probe): node_id for node_id, probe in probes.items()}
     if not asked:
         return {}
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
@@ -196,33 +196,35 @@ def _skew(probe: Any) -> tuple[float, float] | None:
     return min(found, key=lambda pair: pair[1], default=None)
 
 
-def _storage(probes: Mapping[str, Any], names: Mapping[str, str], asked: Asked) -> dict[str, str]:
+def _storage(probes: Mapping[str, Any], asked: Asked) -> dict[str, str]:
     """Have every node write a small file, read each here, and have all removed again."""
     token = uuid.uuid4().hex
     paths = {
         node_id: storage.join(asked.storage, f".aiornot-doctor-{token[:8]}-{number}")
         for number, node_id in enumerate(probes)
     }
-    by_probe = {id(probe): paths[node_id] for node_id, probe in probes.items()}
     wrote = _ask(
-        probes, asked.seconds, lambda probe: probe.write.remote(by_probe[id(probe)], token)
+        probes, asked.seconds, lambda node_id, probe: probe.write.remote(paths[node_id], token)
     )
     found = {}
     for node_id, answer in wrote.items():
-        failure, missing = answer.value or ("", 0)
+        failure, _ = answer.value or ("", 0)
         found[node_id] = answer.error or failure
         if not found[node_id] and machine.read_probe(paths[node_id]) != token:
             found[node_id] = "what this node writes the driver does not see: it is not shared"
-        if answer.error is None:
-            removed = probes[node_id].remove.remote(paths[node_id], missing)
-            ray.wait([removed], timeout=CLOCK_SECONDS)
+    for with_folders in (False, True):  # whoever made the folder cannot remove it before the last
+        for node_id, answer in wrote.items():
+            if answer.error is None:
+                folders = answer.value[1] if with_folders else 0
+                removed = probes[node_id].remove.remote(paths[node_id], folders)
+                ray.wait([removed], timeout=CLOCK_SECONDS)
     return found
 
 
 def _data(probes: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
     if asked.data is None:
         return {}
-    seen = _ask(probes, asked.seconds, lambda probe: probe.prepared.remote(asked.data))
+    seen = _ask(probes, asked.seconds, lambda _, probe: probe.prepared.remote(asked.data))
     return {node_id: answer.error or answer.value for node_id, answer in seen.items()}
 
 

@@ -37,7 +37,7 @@ def doctor(
     """Look for what would keep a run from working, here or on each node of the Ray in RAY_ADDRESS.
 
     A line per check: ok, warn or fail, and how to mend it. Exit code 1 where one fails. A small
-    file is written to --storage by each node, read by all, and removed.
+    file is written to --storage by each node, read by the driver, and removed.
 
     Example: aiornot doctor --storage s3://bucket/runs
     """
