@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aiornot import machine, ray_session, storage
 from aiornot.config import InputError
-from aiornot.doctor import Cluster, Node
+from aiornot.survey import Cluster, Node
 
 CLOCK_SECONDS = 5.0
 """For a clock that is asked a second time: its process runs already."""

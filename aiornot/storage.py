@@ -42,13 +42,18 @@ def absolute(path: str) -> str:
     return path if is_remote(path) else str(Path(path).absolute())
 
 
-def _open(path: str) -> tuple[fs.FileSystem, str]:
+def check_address(path: str) -> None:
+    """Refuse an address that is none of ours, or holds a secret, without asking anybody.
+
+    Raises:
+        InputError: It is, and the sentence does not show the secret.
+    """
     if not is_remote(path):
-        return fs.LocalFileSystem(), str(Path(path).absolute())
+        return
     if path.startswith("file://"):
         raise InputError(f"{path}: write a local path without file://")
     scheme, _, rest = path.partition("://")
-    host, slash, name = rest.partition("/")
+    host = rest.partition("/")[0]
     if "@" in host:  # Arrow takes s3://KEY:SECRET@bucket, and every message would show the secret
         raise InputError(
             f"{scheme}://...@{host.rpartition('@')[2]}: leave out what precedes the '@'; set "
@@ -58,12 +63,20 @@ def _open(path: str) -> tuple[fs.FileSystem, str]:
         # The names of the files in such a folder would come after the question mark.
         instead = "; set AWS_ENDPOINT_URL and AWS_REGION instead" if scheme == "s3" else ""
         raise InputError(f"{path}: leave out what follows the '?'{instead}")
+    if scheme not in ("s3", "hf"):  # gs:// too: without a network Arrow would try for minutes
+        raise InputError(f"{path}: use a local path, s3:// or hf://")
+
+
+def _open(path: str) -> tuple[fs.FileSystem, str]:
+    check_address(path)
+    if not is_remote(path):
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    scheme, _, rest = path.partition("://")
     if scheme == "hf":
         from aiornot import hub  # takes a quarter of a second
 
         return hub.connect(path)
-    if scheme != "s3":  # gs:// among them: without a network Arrow would try for minutes
-        raise InputError(f"{path}: use a local path, s3:// or hf://")
+    host, slash, name = rest.partition("/")
     try:
         # A name may hold what an address may not: spaces, brackets, a percent sign.
         system, inner = fs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}")

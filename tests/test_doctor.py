@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from conftest import SECRET, prepare, run_verb
 from rich.console import Console
 
 from aiornot import doctor, machine
-from aiornot.doctor import Cluster, Node, Survey
+from aiornot.survey import Cluster, Node, Survey
 from aiornot.verbs import cluster
 
 GB = 10**9
@@ -196,6 +197,24 @@ def test_what_fails_is_exit_code_1(here):
     failed = [line for line in result.out.splitlines() if line.startswith("fail")]
     assert [line.split()[1] for line in failed] == ["storage", "data"]
     assert f"aiornot prepare SOURCE --out {here}/nowhere" in failed[1]
+
+
+def test_a_ray_that_nobody_named_is_told_and_one_that_is_gone_is_not(here, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(here))
+    (here / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (here / "ray/ray_current_cluster").write_text(address)
+        found = run_verb("doctor")
+    assert f"warn  ray           here: one runs at {address} and RAY_ADDRESS is not" in found.out
+    assert "RAY_ADDRESS is not set: this machine alone" in run_verb("doctor").out
+
+
+@pytest.mark.parametrize("option", ["--storage", "--data"])
+def test_a_secret_in_an_address_is_refused_and_not_shown(option, here):
+    for address in ("s3://someone:hidden@bucket/runs", "ftp://bucket/runs"):
+        result = run_verb("doctor", option, address)
+        assert result.code == 2 and result.out == "" and "hidden" not in result.err
 
 
 def test_nothing_is_left_in_a_store(here, s3):

@@ -139,6 +139,13 @@ def fill_the_disk(name: str, tick: int, mark: Path) -> None:
         raise OSError(28, "No space left on device")
 
 
+def lose_the_store(name: str, tick: int, mark: Path) -> None:
+    if once(name, tick, mark):
+        from aiornot import storage
+
+        raise storage.StoreError("s3://bucket", OSError("AWS Error SLOW_DOWN"))
+
+
 def fail(name: str, tick: int, mark: Path) -> None:
     raise RuntimeError(f"{name} meets the bug of {mark}")
 
@@ -157,12 +164,16 @@ def test_a_process_that_is_killed_or_hangs_costs_no_trial_and_no_tick(fault, opt
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_stage_and_costs_no_trial(plant, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(fill_the_disk, "No space left on device"), (lose_the_store, "the object store failed")],
+)
+def test_a_full_disk_or_a_lost_store_stops_the_stage_and_costs_no_trial(fault, words, plant):
     """Slow: two searches, each with processes of its own."""
-    plant(fill_the_disk)
+    plant(fault)
     result = tune(TWO)
-    assert result.code == 1 and "No space left on device" in result.err
-    assert "the same command goes on" in result.err and "Traceback" not in result.err
+    assert result.code == 1 and words in result.err
+    assert result.err.count("the same command goes on") == 1 and "Traceback" not in result.err
     assert len(ticks(trials()["explore-000"])) == 5
     assert tune(TWO).code == 0
     assert are_whole(trials(), 2)

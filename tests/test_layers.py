@@ -47,6 +47,7 @@ ORDER = [
     "data.ray_decode",
     "data.ray_prepare",
     "machine",
+    "survey",
     "doctor",
     "ray_doctor",
     "training.boxes",

@@ -16,7 +16,8 @@ from aiornot.verbs.common import JsonOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aiornot.doctor import Finding, Node, Survey
+    from aiornot.doctor import Finding
+    from aiornot.survey import Node, Survey
 
 RAY_FOLDER = "/tmp/ray"
 """Where a Ray that is started here writes."""
@@ -42,8 +43,10 @@ def doctor(
     Example: aiornot doctor --storage s3://bucket/runs
     """
     from aiornot import console, doctor
-    from aiornot.storage import absolute
+    from aiornot.storage import absolute, check_address
 
+    for address in (storage, data or ""):
+        check_address(address)
     survey = _survey(absolute(storage), None if data is None else absolute(data), timeout)
     findings = doctor.examine(survey)
     well = doctor.is_well(findings)
@@ -59,7 +62,7 @@ def doctor(
 
 def _survey(storage: str, data: str | None, timeout: float) -> "Survey":
     """Ask the cluster where there is one, and else this machine."""
-    from aiornot.doctor import Node, Survey
+    from aiornot.survey import Node, Survey
     from aiornot.training import track
 
     nodes: list[Node] = []
@@ -97,7 +100,7 @@ def _here(storage: str, data: str | None) -> "Node":
     """Ask this machine as each node of a cluster is asked."""
     from aiornot import machine
     from aiornot.data import copies
-    from aiornot.doctor import Node
+    from aiornot.survey import Node
 
     probe = f"{storage.rstrip('/')}/.aiornot-doctor-{uuid.uuid4().hex[:8]}"
     missing = machine.num_missing(storage)
