@@ -237,6 +237,13 @@ def test_a_store_that_may_not_be_written_is_told_before_the_work(s3, parquet):
     assert s3.objects == {}
 
 
+@pytest.mark.parametrize("out", ["s3://", "hf://datasets/a/b", "gs://bucket/x", "s3://a:b@c/d"])
+def test_a_place_that_is_none_is_refused(out, parquet):
+    result = run_verb("prepare", str(parquet), "--out", out)
+    assert result.code == 2 and result.err.count("\n") == 1, result.err
+    assert ".writable" not in result.err and "a:b" not in result.err
+
+
 def test_what_could_not_be_published_is_put_by_the_same_command(s3, tmp_path):
     def make() -> None:
         with copies.published(URL) as folder:

@@ -103,7 +103,7 @@ def fetch(url: str, *, version: str = "", progress: Progress = _quiet) -> Path:
     if version and version != found:
         raise WorkError(f"{url} was replaced since this run began; put the old file back")
     if not _is_copy(path, found):
-        with locked(path.parent):
+        with _locked(path.parent, progress):
             if not _is_copy(path, found):
                 _download(url, path, found, progress)
     return path
@@ -137,8 +137,8 @@ def _beside(url: str, suffix: str) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder of copies for this process alone; another one waits."""
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold a folder of copies for this process alone; another one waits, and says so."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / "lock").open("a")
@@ -146,7 +146,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: {error.strerror}; set {CACHE} to another folder") from None
     with stream:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(f"another process is at work in {folder}", 0, 1)
+                fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
@@ -242,7 +246,7 @@ def published(url: str, *, progress: Progress = _quiet) -> Iterator[Path]:
     folder, _, name = url.rpartition("/")
     _check_writable(folder)
     path = folder_of(folder) / name
-    with locked(path.parent):
+    with _locked(path.parent, progress):
         begun = path.exists() or path.with_suffix(".h5.journal").exists()
         if not begun and storage.exists(url):
             _download(url, path, _version(url), progress)
@@ -252,8 +256,9 @@ def published(url: str, *, progress: Progress = _quiet) -> Iterator[Path]:
 
 def _check_writable(url: str) -> None:
     """Refuse a remote folder that cannot be written, before the work and not after it."""
-    if not url.partition("://")[2]:
-        raise InputError(f"--out {url}: give s3://BUCKET/FOLDER")
+    storage.check_address(url)
+    if not url.removeprefix("s3://").strip("/") or not url.startswith("s3://"):
+        raise InputError(f"--out {url}: give a folder of this machine, or s3://BUCKET/FOLDER")
     probe = storage.join(url, ".writable")
     try:
         storage.write_text(probe, "")

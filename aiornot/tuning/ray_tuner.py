@@ -320,6 +320,8 @@ class _Driver(ray.tune.Callback):  # type: ignore[misc]
         """Write to the ledger; a full disk ends the stage, and not Tune in mid-air."""
         try:
             write()
+        except storage.StoreError as error:  # which says what to do
+            self._halt(str(error))
         except OSError as error:
             self._halt(
                 f"{self._ledger.root} cannot be written ({error}); mend that, and the same "

@@ -37,8 +37,8 @@ def doctor(
 ) -> None:
     """Look for what would keep a run from working, here or on each node of the Ray in RAY_ADDRESS.
 
-    A line per check: ok, warn or fail, and how to mend it. Exit code 1 where one fails. A small
-    file is written to --storage by each node, read by the driver, and removed.
+    A line per check: ok, warn or fail, and how to mend it. Exit code 1 where one fails.
+    Each node writes a small file to --storage; the driver reads it, and it is removed.
 
     Example: aiornot doctor --storage s3://bucket/runs
     """
