@@ -11,11 +11,11 @@ RAY_LOG := $(VENV)/ray-tests.log
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(READY): pyproject.toml constraints.txt gradio.txt
+$(READY): pyproject.toml constraints.txt gradio.txt moto.txt cluster/aws.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[ray,wandb,dev]'
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps -r gradio.txt
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-deps -r gradio.txt -r cluster/aws.txt -r moto.txt
 	@touch $@
 
 demo: $(READY)  ## Demo data, the whole chain on a CPU, a test score, three predictions

@@ -57,7 +57,7 @@ install_packages() {
     local pip=("$VENV/bin/python" -m pip --disable-pip-version-check --quiet install)
     # The build backend is pinned, too: without isolation pip takes the one that is here.
     "${pip[@]}" -c "$HOUSE/constraints.txt" hatchling
-    "${pip[@]}" -c "$HOUSE/constraints.txt" --no-build-isolation -e "$HOUSE[$EXTRAS]"
+    "${pip[@]}" -c "$HOUSE/constraints.txt" --no-build-isolation -e "${HOUSE}[$EXTRAS]"
     # See the file: --no-deps, since botocore still forbids the dateutil that is pinned.
     "${pip[@]}" -c "$HOUSE/constraints.txt" --no-deps -r "$HOUSE/cluster/aws.txt"
 }
@@ -82,6 +82,6 @@ ensure_line "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0"
 if [ -f "$HOME/.ray/auth_token" ]; then
     chmod 600 "$HOME/.ray/auth_token" # whatever it was on the laptop
 else
-    say "~/.ray/auth_token is missing: run 'ray get-auth-token --generate' on the laptop, then ray up"
+    say "the token .ray/auth_token is missing: run 'ray get-auth-token --generate' on the laptop, then ray up"
     exit 1
 fi

@@ -23,6 +23,7 @@ ORDER = [
     "hub",
     "storage",
     "ray_session",
+    "ray_spot",
     "data.synthesis",
     "data.demo",
     "data.jpeg_tables",
