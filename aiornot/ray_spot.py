@@ -7,6 +7,8 @@ laptop and by the autoscaler on the head.
 
 import copy
 import logging
+import threading
+import time
 from typing import Any
 
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -26,6 +28,9 @@ NO_SPOT = {
 INSTEAD = "aiornot-instead-of-spot"
 """Tag of the nodes that were bought on demand because spot had run out."""
 
+LAG_SECONDS = 60.0
+"""For so long EC2 may not list a node that it has just sold."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,32 +48,46 @@ class SpotOrOnDemand(AWSNodeProvider):  # type: ignore[misc]
             )
         super().__init__(provider_config, cluster_name)
         self._most: int = most
+        self._bought: dict[str, float] = {}
+        """When this process bought which node."""
+        # The autoscaler launches in several threads: one counts and buys at a time.
+        self._buying = threading.Lock()
 
     def _create_node(
         self, node_config: dict[str, Any], tags: dict[str, str], count: int
     ) -> dict[str, Any]:
-        # Copies: the caller's dicts are altered on the way, and may be needed again.
-        ask = super()._create_node
+        # Copies: the caller's dicts are altered on the way, and are needed again.
         try:
-            return dict(ask(copy.deepcopy(node_config), dict(tags), count))
+            return dict(super()._create_node(copy.deepcopy(node_config), dict(tags), count))
         except NodeLaunchException as error:
             if error.category not in NO_SPOT or "InstanceMarketOptions" not in node_config:
                 raise
-            allowed = min(count, self._most - self._num_instead())
-            if allowed <= 0:
-                _log.warning("no spot (%s), and %d on demand already", error.category, self._most)
-                raise
-            _log.warning("no spot (%s): %d on demand instead", error.category, allowed)
+            with self._buying:
+                allowed = min(count, self._most - self._num_instead())
+                if allowed <= 0:
+                    _log.warning(
+                        "no spot (%s), and %d on demand already", error.category, self._most
+                    )
+                    raise
+                _log.warning("no spot (%s): %d on demand instead", error.category, allowed)
+                return self._buy(node_config, tags, allowed)
+
+    def _buy(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         instead = copy.deepcopy(node_config)
         del instead["InstanceMarketOptions"]
-        return dict(ask(instead, {**tags, INSTEAD: "yes"}, allowed))
+        nodes = dict(super()._create_node(instead, {**tags, INSTEAD: "yes"}, count))
+        self._bought |= dict.fromkeys(nodes, time.monotonic())
+        return nodes
 
     def _num_instead(self) -> int:
-        """Return how many nodes of the cluster are on demand instead of spot, asked from EC2."""
+        """Return how many nodes of the cluster are on demand instead of spot."""
         filters = {
             f"tag:{TAG_RAY_CLUSTER_NAME}": [self.cluster_name],
             f"tag:{INSTEAD}": ["yes"],
             "instance-state-name": ["pending", "running"],
         }
         asked = [{"Name": name, "Values": values} for name, values in filters.items()]
-        return len(list(self.ec2.instances.filter(Filters=asked)))
+        listed = {node.id for node in self.ec2.instances.filter(Filters=asked)}
+        now = time.monotonic()
+        fresh = {name for name, when in self._bought.items() if now - when < LAG_SECONDS}
+        return len(listed | fresh)

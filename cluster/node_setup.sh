@@ -55,8 +55,8 @@ install_packages() {
         "$python" -m venv "$VENV"
     fi
     local pip=("$VENV/bin/python" -m pip --disable-pip-version-check --quiet install)
-    # The build backend is pinned, too: without isolation pip takes the one that is here.
-    "${pip[@]}" -c "$HOUSE/constraints.txt" hatchling
+    # The build backend is pinned, too: without isolation pip takes what is here.
+    "${pip[@]}" -c "$HOUSE/constraints.txt" hatchling editables
     "${pip[@]}" -c "$HOUSE/constraints.txt" --no-build-isolation -e "${HOUSE}[$EXTRAS]"
     # See the file: --no-deps, since botocore still forbids the dateutil that is pinned.
     "${pip[@]}" -c "$HOUSE/constraints.txt" --no-deps -r "$HOUSE/cluster/aws.txt"

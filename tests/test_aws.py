@@ -1,6 +1,6 @@
 """cluster.yaml on an AWS in memory (moto), up to running instances; no account, and no network.
 
-What Ray itself does is the real thing: bootstrap, node provider, autoscaler. moto checks shapes and
+What Ray itself does is the real thing: bootstrap, node provider, launcher. moto checks shapes and
 names, no permissions, and its instances boot nothing.
 """
 
@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -33,6 +34,8 @@ from ray.autoscaler.tags import (
     TAG_RAY_NODE_NAME,
     TAG_RAY_USER_NODE_TYPE,
 )
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
 
 from aiornot import ray_spot
 from aiornot.config import InputError
@@ -251,6 +254,27 @@ def test_the_next_worker_is_spot_again_and_an_ended_one_makes_room(aws, ec2_answ
     assert last["InstanceLifecycle"] == "spot"
 
 
+def test_the_autoscalers_threads_buy_no_more_than_allowed_either(aws, ec2_answers):
+    config = aws.config
+    config["provider"]["max_on_demand"] = 1
+    ec2_answers("InsufficientInstanceCapacity")
+    provider = _get_node_provider(config["provider"], config["cluster_name"], use_cache=False)
+    reader = SimpleNamespace(
+        get_cached_autoscaling_config=lambda: AutoscalingConfig(config, skip_content_hash=True)
+    )
+    # What the autoscaler on the head launches with: two threads for more than five nodes.
+    launcher = NodeProviderAdapter(provider, reader)
+    launcher.launch(shape={"gpu": 6}, request_id="1")
+    errors, deadline = [], time.monotonic() + 60
+    while not errors and time.monotonic() < deadline:
+        errors += launcher.poll_errors()
+        time.sleep(0.05)
+    (error,) = errors
+    assert "InsufficientInstanceCapacity" in repr(error)
+    (node,) = launcher.get_non_terminated().values()
+    assert node.node_type == "gpu"
+
+
 def test_a_refusal_that_is_not_spots_stays_a_refusal(aws, ec2_answers):
     config = aws.config
     asked = ec2_answers("UnauthorizedOperation")
@@ -313,6 +337,13 @@ def test_a_worker_may_reach_the_bucket_and_start_nothing(aws):
     assert actions["aiornot-worker"] < actions["aiornot-head"]
     assert "ec2:RunInstances" in actions["aiornot-head"]
     assert "*" not in actions["aiornot-head"] and "ec2:*" not in actions["aiornot-head"]
+
+
+def test_the_head_may_end_the_nodes_of_the_file(account):
+    policy = account.launch_policy("123456789012")
+    (ending,) = [each for each in policy if "ec2:TerminateInstances" in each["Action"]]
+    name = load()["cluster_name"]
+    assert ending["Condition"]["StringEquals"] == {"ec2:ResourceTag/ray-cluster-name": name}
 
 
 def test_the_whole_world_is_no_address_to_connect_from(account, capsys):
