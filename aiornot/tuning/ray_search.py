@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from aiornot.config import TICKS
 from aiornot.tuning import mirror
 from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
+from aiornot.tuning.record import Record, space_of
 from aiornot.tuning.space import Budget, Distribution, Stage, Value, configure
 
 METRIC = "score"
@@ -45,6 +46,25 @@ class Plan:
         """Return the fields of a trial that Optuna knows nothing of, None if it is to draw it."""
         place = number - len(self.first)
         return self.beside[place] if 0 <= place < len(self.beside) else None
+
+    def apart(self) -> list[str]:
+        """Return the names of the trials that are there to be compared with."""
+        first = len(self.first)
+        numbers = range(first, first + len(self.beside))
+        return [name_of(self.stage.name, number) for number in numbers]
+
+
+def plan_of(stage: Stage, record: Record) -> Plan:
+    """Return what a searching stage draws from, as it was fixed."""
+    return Plan(
+        stage=stage,
+        space=space_of(record),
+        first=record["first"],
+        origins=record["origins"],
+        base=record["base"],
+        num_trials=record["num_trials"],
+        beside=record.get("beside", []),
+    )
 
 
 class Suggestions(Searcher):  # type: ignore[misc]

@@ -19,12 +19,11 @@ from aiornot import storage
 from aiornot.config import WorkError
 from aiornot.data import copies
 from aiornot.training import ray_worker
-from aiornot.tuning import record as records
 from aiornot.tuning import retention
-from aiornot.tuning.ledger import Ledger, Trial, name_of
+from aiornot.tuning.ledger import Ledger, Trial
 from aiornot.tuning.outlook import Machines
-from aiornot.tuning.ray_search import CooperativeRungs, Plan, Rungs, Suggestions
-from aiornot.tuning.record import Record, space_of
+from aiornot.tuning.ray_search import CooperativeRungs, Rungs, Suggestions, plan_of
+from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage
 
 MAX_EQUAL_ERRORS = 3
@@ -64,22 +63,11 @@ def search(stage: Stage, record: Record, ledger: Ledger, *, data: Path, terms: T
     for trial in trials:
         if trial.state == "running":
             ledger.rewind(trial)
-    beside = record.get("beside", [])
-    first = records.num_before(stage, record)
-    apart = [name_of(stage.name, number) for number in range(first, first + len(beside))]
-    scheduler, stops = _scheduler(stage, trials, apart)
+    plan = plan_of(stage, record)
+    scheduler, stops = _scheduler(stage, trials, plan.apart())
     for trial in trials:
         if trial.state == "running" and trial.id in scheduler.stopped:
             ledger.end(trial)
-    plan = Plan(
-        stage=stage,
-        space=space_of(record),
-        first=record["first"],
-        origins=record["origins"],
-        base=record["base"],
-        num_trials=record["num_trials"],
-        beside=beside,
-    )
     job = {**copies.told(data), "tick_seconds": terms.tick_seconds, "stops": stops}
     suggestions = Suggestions(plan, ledger=ledger, trials=trials, job=job)
     missing = plan.num_trials - sum(trial.state != "running" for trial in trials)
