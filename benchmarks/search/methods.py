@@ -1,0 +1,160 @@
+"""The methods that are compared: chains made of the stages in ``tune_spaces``.
+
+``fast`` and ``seed`` are the folders themselves but for two things. What only measures (controls,
+the baseline) is left out: it decides nothing, and its cost is told apart. And ``fast``'s known good
+point is left out: how good it is here depends on which network stands for a ResNet-18.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiornot.config import TICKS
+from aiornot.tuning.space import Distribution, Narrowed, Stage, loguniform, original, randint
+from aiornot.tuning.stages import find_chain, load_chain
+from benchmarks.search.replay import link
+
+NEVER = TICKS
+"""A grace period that stops nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Stages that search, and one or more ways to go on with what they found."""
+
+    searches: list[Stage]
+    ends: dict[str, list[Stage]]
+    """The stages without a search, by what is added to the method's name."""
+    last_tick: int = TICKS
+    """Where every trial of a search ends."""
+
+    def seeded(self, seed: int) -> tuple[list[Stage], dict[str, list[Stage]]]:
+        """Return the stages of one replicate: other draws, and other seeds of the trainings."""
+
+        def moved(stage: Stage) -> Stage:
+            return dataclasses.replace(stage, seeds=tuple(seed + each for each in stage.seeds))
+
+        found = link([moved(stage) for stage in self.searches])
+        return found, {
+            name: link([moved(stage) for stage in end], found[-1])
+            for name, end in self.ends.items()
+        }
+
+
+def methods() -> dict[str, Method]:
+    """Return the methods by name; all but the notebook's and ``seed`` end in ``fast``'s stages."""
+    explore = folder("fast")[0]
+    of_128 = _budget(explore, num_trials=128)
+    lengths = {**explore.space, "epochs": randint(2, 20)}
+    free = _budget(of_128, epochs=None, grace_period=NEVER)
+    free = dataclasses.replace(free, space=lengths)
+    seed = folder("seed")
+    notebook = [_budget(each, grace_period=NEVER) for each in seed[:-2]]
+    both = {"": seed[-2:], ", our full stage": full_and_final()}
+    return {
+        "random 128": ours(free),
+        "random 128, 8 epochs": ours(_budget(of_128, grace_period=NEVER)),
+        "one epoch, top 3": dataclasses.replace(ours(_budget(of_128, epochs=16)), last_tick=1),
+        "random + ASHA": ours(of_128),
+        "TPE": ours(_budget(_tpe(of_128), grace_period=NEVER)),
+        "TPE + ASHA": ours(_tpe(of_128)),
+        "notebook's chain": Method(searching(notebook), both),
+        "seed with ASHA": Method(searching(seed), both),
+        "fast": ours(*searching(folder("fast"))),
+    }
+
+
+def folder(name: str) -> list[Stage]:
+    """Return the stages of a chain in ``tune_spaces``, without points that are known before."""
+    stages = load_chain(find_chain(name))
+    return link([dataclasses.replace(stage, first=()) for stage in stages])
+
+
+def searching(chain: list[Stage]) -> list[Stage]:
+    return [stage for stage in chain if stage.searches()]
+
+
+def full_and_final(count: int | None = None) -> list[Stage]:
+    """Return the last stages of ``fast``, with another number of candidates where one is given."""
+    full, final = folder("fast")[-2:]
+    if count is not None:
+        budget = dataclasses.replace(full.budget, num_trials=count)
+        full = dataclasses.replace(full, enqueue=count, budget=budget)
+    return [full, final]
+
+
+def ours(*stages: Stage) -> Method:
+    return Method(list(stages), {"": full_and_final()})
+
+
+def variants() -> dict[str, Callable[[], Method]]:
+    """Return what is changed in ``fast``, one thing at a time, by what it says in the table."""
+    made: dict[str, Callable[[], Method]] = {"as it is": _with_candidates}
+    for factor in (2, 3, 8):
+        made[f"reduction factor {factor}"] = _each(reduction_factor=factor)
+    for grace in (2, 4, NEVER):
+        made[f"grace {grace} ticks" if grace < NEVER else "no stopping"] = _each(grace_period=grace)
+    for count in (16, 24, 32, 96):
+        made[f"{count} + {count} trials"] = _each(num_trials=count)
+    for epochs in (4, 16):
+        made[f"{epochs} epochs in the search"] = _each(epochs=epochs)
+    made["one stage of 96"] = lambda: ours(_budget(folder("fast")[0], num_trials=96))
+    made["TPE in exploit"] = lambda: changed(lambda stage: _tpe(stage) if stage.after else stage)
+    made["its known good point first"] = lambda: changed(_known)
+    made["three bad points first"] = lambda: changed(_misled)
+    made["the best learning rates cut off"] = lambda: changed(_cut_off)
+    made["lr's range twice as wide"] = lambda: changed(_wide)
+    return made
+
+
+def _with_candidates() -> Method:
+    """``fast`` with 3 candidates, and with other numbers of them behind the same search."""
+    method = changed(lambda stage: stage)
+    others = {f": {count} candidates": full_and_final(count) for count in (1, 2, 6)}
+    return dataclasses.replace(method, ends=method.ends | others)
+
+
+def changed(change: Callable[[Stage], Stage]) -> Method:
+    """Return ``fast`` with its searching stages changed."""
+    return ours(*(change(stage) for stage in searching(folder("fast"))))
+
+
+def _each(**values: Any) -> Callable[[], Method]:
+    return lambda: changed(lambda stage: _budget(stage, **values))
+
+
+def _budget(stage: Stage, **values: Any) -> Stage:
+    return dataclasses.replace(stage, budget=dataclasses.replace(stage.budget, **values))
+
+
+def _tpe(stage: Stage) -> Stage:
+    return dataclasses.replace(stage, sampler="tpe")
+
+
+def _ranged(stage: Stage, domain: Distribution) -> Stage:
+    """Give lr another range; where it is narrowed, that is what is known of it at most."""
+    now = Narrowed(domain) if isinstance(stage.space["lr"], Narrowed) else domain
+    space: Mapping[str, Distribution | Narrowed] = {**stage.space, "lr": now}
+    return dataclasses.replace(stage, space=space)
+
+
+def _wide(stage: Stage) -> Stage:
+    return _ranged(stage, loguniform(10**-6.5, 10**-0.5))
+
+
+def _cut_off(stage: Stage) -> Stage:
+    """The highest decade and a half of lr is not searched, which is where the best ones are."""
+    return _ranged(stage, loguniform(1e-5, 10**-3.5))
+
+
+def _known(stage: Stage) -> Stage:
+    found = load_chain(find_chain("fast"))[0].first
+    return stage if stage.after else dataclasses.replace(stage, first=found)
+
+
+def _misled(stage: Stage) -> Stage:
+    if stage.after is not None:
+        return stage
+    models = original(stage.space["model"]).choices  # type: ignore[attr-defined]
+    bad = tuple({"model": model, "lr": 1.1e-5, "layer_decay": 0.6} for model in models[:3])
+    return dataclasses.replace(stage, first=bad)

@@ -1,0 +1,181 @@
+"""The images of each task: real photographs or digits, made from what scikit-learn ships.
+
+``patches``  Is a crop of a photograph real, or blended with a reconstruction of it?
+``digits``   Is a noisy handwritten digit odd?
+``scenes``   Is a noisy crop of the flower's photograph, and not of the temple's?
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn, idctn
+from scipy.ndimage import gaussian_filter, shift, zoom
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.decomposition import PCA
+
+Array: TypeAlias = NDArray[Any]
+Random: TypeAlias = np.random.Generator
+Labelled: TypeAlias = tuple[Array, Array]
+"""Images (N, S, S) float32, labels (N,) of 0 and 1."""
+
+TILE = 36
+"""Pixels of a photograph that go into one split together."""
+
+WRONG_LABELS = 0.04
+"""Share of train's labels that are wrong, as in what is scraped."""
+
+SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a task."""
+
+    whole: Array
+    """(N, S, S) float32, about zero."""
+    labels: Array
+    """(N,) float32, 0 or 1."""
+
+    def half(self) -> Array:
+        """Return the images at half of the resolution, (N, S/2, S/2)."""
+        num, size, _ = self.whole.shape
+        return self.whole.reshape(num, size // 2, 2, size // 2, 2).mean((2, 4))
+
+    def first(self, count: int) -> "Split":
+        return Split(self.whole[:count], self.labels[:count])
+
+
+def load(task: str, counts: dict[str, int]) -> dict[str, Split]:
+    """Make the splits of a task; nothing of one is seen in another.
+
+    Args:
+        task: ``patches``, ``digits`` or ``scenes``.
+        counts: Images per split.
+    """
+    rng = np.random.default_rng(0)
+    made = TASKS[task](rng, counts)
+    found = {}
+    for name, (images, labels) in made.items():
+        wrong = (rng.random(len(labels)) < WRONG_LABELS) & (name == "train")
+        centred = images - images.mean((1, 2), keepdims=True)
+        found[name] = Split(
+            (centred / images.std()).astype(np.float32), (labels ^ wrong).astype(np.float32)
+        )
+    return found
+
+
+def patches(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Crops of 24 px; half of them are blended with a reconstruction, all of them compressed."""
+    photos, tiles = _photos(), _tiles(rng)
+    base, _ = _crops(rng, photos, tiles["train"], 3000, size=24)
+    pca = PCA(32, random_state=0).fit(base.reshape(len(base), -1))
+    made = {}
+    for name, count in counts.items():
+        images, _ = _crops(rng, photos, tiles[name], count, size=24)
+        labels = rng.random(count) < 0.5
+        images[labels] = _generated(rng, images[labels], pca)
+        made[name] = _compressed(rng, images), labels
+    return made
+
+
+def scenes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Crops of 16 px with noise, of one photograph or the other."""
+    photos, tiles = _photos(), _tiles(rng)
+    made = {}
+    for name, count in counts.items():
+        images, origins = _crops(rng, photos, tiles[name], count, size=16)
+        scale = rng.uniform(0.5, 1.5, (count, 1, 1))
+        made[name] = images * scale + rng.normal(0, 0.08, images.shape), origins == 1
+    return made
+
+
+def digits(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Digits of 16 px, shifted and noisy; each digit's noise is drawn several times."""
+    images, names = load_digits(return_X_y=True)
+    images = zoom(images.reshape(-1, 8, 8) / 16.0, (1, 2, 2), order=1)
+    order = rng.permutation(len(images))
+    made, start = {}, 0
+    for name, count in counts.items():
+        stop = start + int(SPLITS[name] * len(order))
+        rows = rng.choice(order[start:stop], count)
+        moved = np.stack([shift(images[row], rng.uniform(-1.5, 1.5, 2), order=1) for row in rows])
+        made[name] = moved + rng.normal(0, 0.45, moved.shape), names[rows] % 2 == 1
+        start = stop
+    return made
+
+
+TASKS: dict[str, Callable[[Random, dict[str, int]], dict[str, Labelled]]] = {
+    "patches": patches,
+    "digits": digits,
+    "scenes": scenes,
+}
+
+
+def _photos() -> list[Array]:
+    weights = np.array([0.299, 0.587, 0.114])
+    return [(photo / 255.0) @ weights for photo in load_sample_images().images]
+
+
+def _tiles(rng: Random) -> dict[str, list[tuple[int, int, int]]]:
+    """Deal the tiles (photograph, row, column) of both photographs to the splits."""
+    places = [
+        (number, row, column)
+        for number, photo in enumerate(_photos())
+        for row in range(0, photo.shape[0] - TILE + 1, TILE)
+        for column in range(0, photo.shape[1] - TILE + 1, TILE)
+    ]
+    dealt = rng.choice(list(SPLITS), len(places), p=list(SPLITS.values()))
+    return {name: [places[i] for i in np.flatnonzero(dealt == name)] for name in SPLITS}
+
+
+def _crops(
+    rng: Random, photos: list[Array], tiles: list[tuple[int, int, int]], count: int, *, size: int
+) -> Labelled:
+    """Return crops and the photograph of each; flat ones, which show nothing, are rare."""
+    found: list[Array] = []
+    origins = []
+    while len(found) < count:
+        number, row, column = tiles[rng.integers(len(tiles))]
+        down, right = rng.integers(0, TILE - size + 1, 2)
+        crop = photos[number][row + down :, column + right :][:size, :size]
+        if crop.std() > 0.06 or rng.random() < 0.1:
+            found.append(crop)
+            origins.append(number)
+    return np.stack(found), np.array(origins)
+
+
+def _generated(rng: Random, images: Array, pca: PCA) -> Array:
+    """Blend each image with one of three reconstructions of it."""
+    flat = images.reshape(len(images), -1)
+    coded = pca.inverse_transform(pca.transform(flat)).reshape(images.shape)
+    size = images.shape[1]
+    made = np.empty_like(images)
+    for number, image in enumerate(images):
+        way = rng.integers(3)
+        if way == 0:
+            fake = coded[number]
+        elif way == 1:
+            fake = zoom(zoom(image, 1 / 3, order=1), 3, order=int(rng.integers(2)))
+        else:
+            wave = np.sin(np.arange(size) * 2 * np.pi / 6)[None]
+            fake = gaussian_filter(image, 1.5) + 0.2 * image.std() * wave
+        share = rng.uniform(0.8, 1.0)
+        made[number] = (1 - share) * image + share * (fake + rng.normal(0, 0.01, image.shape))
+    return made
+
+
+def _compressed(rng: Random, images: Array) -> Array:
+    """Change the exposure of images (N, 24, 24) and quantise their 8 x 8 blocks, as JPEG does."""
+    count = len(images)
+    images = images * rng.uniform(0.7, 1.2, (count, 1, 1)) + rng.uniform(-0.1, 0.1, (count, 1, 1))
+    blocks = images.reshape(count, 3, 8, 3, 8).transpose(0, 1, 3, 2, 4)
+    ramp = 1 + 0.5 * (np.arange(8)[:, None] + np.arange(8)[None])
+    steps = rng.uniform(0.001, 0.01, (count, 1, 1, 1, 1)) * ramp
+    blocks = idctn(
+        np.round(dctn(blocks, axes=(3, 4), norm="ortho") / steps) * steps, axes=(3, 4), norm="ortho"
+    )
+    images = blocks.transpose(0, 1, 3, 2, 4).reshape(count, 24, 24)
+    return images + rng.normal(0, 0.002, images.shape)
