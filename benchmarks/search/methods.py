@@ -94,8 +94,8 @@ def variants() -> dict[str, Callable[[], Method]]:
         made[f"reduction factor {factor}"] = _each(reduction_factor=factor)
     for grace in (2, 4, NEVER):
         made[f"grace {grace} ticks" if grace < NEVER else "no stopping"] = _each(grace_period=grace)
-    for count in (16, 24, 32, 96):
-        made[f"{count} + {count} trials"] = _each(num_trials=count)
+    for first, second in ((48, 48), (64, 64), (48, 16), (128, 16), (96, 32)):
+        made[f"{first} + {second} trials"] = _split(first, second)
     for epochs in (4, 16):
         made[f"{epochs} epochs in the search"] = _each(epochs=epochs)
     made["one stage of 96"] = lambda: ours(_budget(folder("fast")[0], num_trials=96))
@@ -121,6 +121,13 @@ def changed(change: Callable[[Stage], Stage]) -> Method:
 
 def _each(**values: Any) -> Callable[[], Method]:
     return lambda: changed(lambda stage: _budget(stage, **values))
+
+
+def _split(first: int, second: int) -> Callable[[], Method]:
+    """``fast`` with so many trials in its stages."""
+    return lambda: changed(
+        lambda stage: _budget(stage, num_trials=second if stage.after else first)
+    )
 
 
 def _budget(stage: Stage, **values: Any) -> Stage:

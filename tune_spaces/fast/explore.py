@@ -1,7 +1,7 @@
 """Fast 1, explore: random search with early stopping; the number of epochs is not searched.
 
 Asks    Which backbones and what order of learning rate deserve more compute?
-Spends  48 trials on the reduced profile, at most 8 epochs each; ASHA keeps one in four.
+Spends  96 trials on the reduced profile, at most 8 epochs each; ASHA keeps one in four.
 Run     aiornot tune fast --data data/prepared
 Found   -
 """
@@ -52,5 +52,5 @@ stage = Stage(
     ),
     sampler="random",
     data="reduced",
-    budget=Budget(num_trials=48, epochs=8),
+    budget=Budget(num_trials=96, epochs=8),
 )
