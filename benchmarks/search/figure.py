@@ -129,8 +129,9 @@ def reached(ours: Sequence[Row], theirs: Sequence[Row]) -> NDArray[Any]:
     rest = np.array([row["full"] for row in theirs])
     draws = np.full((NUM_DRAWS, 2), np.inf)
     for draw in draws:
-        mine, other = rng.integers(len(ours), size=len(ours)), rng.integers(
-            len(theirs), size=len(theirs)
+        mine, other = (
+            rng.integers(len(ours), size=len(ours)),
+            rng.integers(len(theirs), size=len(theirs)),
         )
         good = np.flatnonzero(curves[mine].mean(0) >= final[other].mean())
         if len(good):

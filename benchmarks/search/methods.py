@@ -61,7 +61,13 @@ def methods() -> dict[str, Method]:
         "notebook's chain": Method(searching(notebook), both),
         "seed with ASHA": Method(searching(seed), both),
         "fast": ours(*searching(folder("fast"))),
+        "fast's first design": _first_design(),
     }
+
+
+def _first_design() -> Method:
+    """``fast`` before it was changed by what was seen on ``patches``: 48 trials, twice, alike."""
+    return changed(lambda stage: _budget(stage, num_trials=48, epochs=8, grace_period=1))
 
 
 def folder(name: str) -> list[Stage]:
