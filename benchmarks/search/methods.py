@@ -98,13 +98,13 @@ def variants() -> dict[str, Callable[[], Method]]:
     made: dict[str, Callable[[], Method]] = {"as it is": _with_candidates}
     for factor in (2, 3, 8):
         made[f"reduction factor {factor}"] = _each(reduction_factor=factor)
-    for grace in (2, 4, NEVER):
-        made[f"grace {grace} ticks" if grace < NEVER else "no stopping"] = _each(grace_period=grace)
-    for first, second in ((48, 48), (64, 64), (48, 16), (128, 16), (96, 32)):
+    for grace in (1, 4, NEVER):
+        made[f"first rung at tick {grace}" if grace < NEVER else "no stopping"] = _each(grace_period=grace)
+    for first, second in ((32, 16), (96, 16), (64, 8), (64, 32)):
         made[f"{first} + {second} trials"] = _split(first, second)
     for epochs in (4, 16):
         made[f"{epochs} epochs in the search"] = _each(epochs=epochs)
-    made["one stage of 96"] = lambda: ours(_budget(folder("fast")[0], num_trials=96))
+    made["one stage of 80"] = lambda: ours(_budget(folder("fast")[0], num_trials=80))
     made["TPE in exploit"] = lambda: changed(lambda stage: _tpe(stage) if stage.after else stage)
     made["its known good point first"] = lambda: changed(_known)
     made["three bad points first"] = lambda: changed(_misled)

@@ -48,7 +48,7 @@ PROFILES = {
     "reduced-1280": Profile(1280, 500, half=True),
 }
 QUICK_PROFILES = {
-    "reduced": Profile(320, 300, half=True),
+    "reduced": Profile(640, 300, half=True),
     "full": Profile(960, 600, half=False),
 }
 

@@ -1,7 +1,8 @@
 """Fast 1, explore: random search with early stopping; the number of epochs is not searched.
 
 Asks    Which backbones and what order of learning rate deserve more compute?
-Spends  96 trials on the reduced profile, at most 8 epochs each; ASHA keeps one in four.
+Spends  64 trials on the reduced profile, at most 8 epochs each; ASHA keeps one in four, from the
+        second tick on: in the first the learning rate is still low, and ranks say little.
 Run     aiornot tune fast --data data/prepared
 Found   -
 """
@@ -52,5 +53,5 @@ stage = Stage(
     ),
     sampler="random",
     data="reduced",
-    budget=Budget(num_trials=96, epochs=8),
+    budget=Budget(num_trials=64, epochs=8, grace_period=2),
 )
