@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiornot.config import TICKS
-from aiornot.tuning.space import Distribution, Narrowed, Stage, loguniform, original, randint
+from aiornot.tuning.space import (
+    Distribution,
+    Narrowed,
+    Stage,
+    loguniform,
+    narrowed,
+    original,
+    randint,
+)
 from aiornot.tuning.stages import find_chain, load_chain
 from benchmarks.search.replay import link
 
@@ -42,7 +50,11 @@ class Method:
 
 
 def methods() -> dict[str, Method]:
-    """Return the methods by name; all but the notebook's and ``seed`` end in ``fast``'s stages."""
+    """Return the methods by name.
+
+    All but the notebook's and ``seed`` end in ``fast``'s stages: 3 candidates, and the winner once
+    more. Where the number of epochs was searched each keeps its own, else all have 16.
+    """
     explore = folder("fast")[0]
     of_128 = _budget(explore, num_trials=128)
     lengths = {**explore.space, "epochs": randint(2, 20)}
@@ -50,9 +62,11 @@ def methods() -> dict[str, Method]:
     free = dataclasses.replace(free, space=lengths)
     seed = folder("seed")
     notebook = [_budget(each, grace_period=NEVER) for each in seed[:-2]]
-    both = {"": seed[-2:], ", our full stage": full_and_final()}
+    own = full_and_final(epochs=None)
+    three = {", 3 candidates": own, ", 3 x 16 epochs": full_and_final()}
+    both = {"": seed[-2:], **three}
     return {
-        "random 128": ours(free),
+        "random 128": Method([free], three),
         "random 128, 8 epochs": ours(_budget(of_128, grace_period=NEVER)),
         "one epoch, top 3": dataclasses.replace(ours(_budget(of_128, epochs=16)), last_tick=1),
         "random + ASHA": ours(of_128),
@@ -60,14 +74,23 @@ def methods() -> dict[str, Method]:
         "TPE + ASHA": ours(_tpe(of_128)),
         "notebook's chain": Method(searching(notebook), both),
         "seed with ASHA": Method(searching(seed), both),
-        "fast": ours(*searching(folder("fast"))),
-        "fast's first design": _first_design(),
+        "fast": changed(lambda stage: stage),
+        **_designs(),
     }
 
 
-def _first_design() -> Method:
-    """``fast`` before it was changed by what was seen on ``patches``: 48 trials, twice, alike."""
-    return changed(lambda stage: _budget(stage, num_trials=48, epochs=8, grace_period=1))
+def _designs() -> dict[str, Method]:
+    """Return ``fast`` as it was before: at first, and before ``digits`` was opened."""
+    explore, exploit, full, final = folder("fast")
+    exploit = dataclasses.replace(exploit, space=narrowed(explore.space), enqueue=2)
+    ends = {"": [_budget(full, epochs=16), _budget(final, epochs=16)]}
+    first = _budget(explore, num_trials=48, grace_period=1)
+    then = _budget(exploit, num_trials=48, epochs=8, grace_period=1)
+    second = _budget(exploit, num_trials=16, epochs=16, grace_period=4)
+    return {
+        "fast's first design": Method([first, then], ends),
+        "fast's second design": Method([explore, second], ends),
+    }
 
 
 def folder(name: str) -> list[Stage]:
@@ -80,9 +103,14 @@ def searching(chain: list[Stage]) -> list[Stage]:
     return [stage for stage in chain if stage.searches()]
 
 
-def full_and_final(count: int | None = None) -> list[Stage]:
-    """Return the last stages of ``fast``, with another number of candidates where one is given."""
-    full, final = folder("fast")[-2:]
+def full_and_final(count: int | None = None, epochs: int | None = 16) -> list[Stage]:
+    """Return the last stages of ``fast``.
+
+    Args:
+        count: Candidates, where not as many as it has.
+        epochs: Of all of them; None is each one's own number.
+    """
+    full, final = (_budget(stage, epochs=epochs) for stage in folder("fast")[-2:])
     if count is not None:
         budget = dataclasses.replace(full.budget, num_trials=count)
         full = dataclasses.replace(full, enqueue=count, budget=budget)
@@ -90,6 +118,7 @@ def full_and_final(count: int | None = None) -> list[Stage]:
 
 
 def ours(*stages: Stage) -> Method:
+    """Return stages that search, with 3 candidates of 16 epochs behind them."""
     return Method(list(stages), {"": full_and_final()})
 
 
@@ -99,12 +128,14 @@ def variants() -> dict[str, Callable[[], Method]]:
     for factor in (2, 3, 8):
         made[f"reduction factor {factor}"] = _each(reduction_factor=factor)
     for grace in (1, 4, NEVER):
-        made[f"first rung at tick {grace}" if grace < NEVER else "no stopping"] = _each(grace_period=grace)
-    for first, second in ((32, 16), (96, 16), (64, 8), (64, 32)):
+        made[f"first rung at tick {grace}" if grace < NEVER else "no stopping"] = _each(
+            grace_period=grace
+        )
+    for first, second in ((32, 12), (48, 24), (96, 24), (64, 48)):
         made[f"{first} + {second} trials"] = _split(first, second)
     for epochs in (4, 16):
-        made[f"{epochs} epochs in the search"] = _each(epochs=epochs)
-    made["one stage of 80"] = lambda: ours(_budget(folder("fast")[0], num_trials=80))
+        made[f"{epochs} epochs in explore"] = _explored(epochs)
+    made["one stage of 88, 8 epochs"] = lambda: ours(_budget(folder("fast")[0], num_trials=88))
     made["TPE in exploit"] = lambda: changed(lambda stage: _tpe(stage) if stage.after else stage)
     made["its known good point first"] = lambda: changed(_known)
     made["three bad points first"] = lambda: changed(_misled)
@@ -116,17 +147,23 @@ def variants() -> dict[str, Callable[[], Method]]:
 def _with_candidates() -> Method:
     """``fast`` with 3 candidates, and with other numbers of them behind the same search."""
     method = changed(lambda stage: stage)
-    others = {f": {count} candidates": full_and_final(count) for count in (1, 2, 6)}
+    others = {f": {count} candidates": full_and_final(count, None) for count in (1, 2, 6)}
+    others[": all of 16 epochs"] = full_and_final()
     return dataclasses.replace(method, ends=method.ends | others)
 
 
 def changed(change: Callable[[Stage], Stage]) -> Method:
     """Return ``fast`` with its searching stages changed."""
-    return ours(*(change(stage) for stage in searching(folder("fast"))))
+    stages = [change(stage) for stage in searching(folder("fast"))]
+    return Method(stages, {"": full_and_final(epochs=None)})
 
 
 def _each(**values: Any) -> Callable[[], Method]:
     return lambda: changed(lambda stage: _budget(stage, **values))
+
+
+def _explored(epochs: int) -> Callable[[], Method]:
+    return lambda: changed(lambda stage: stage if stage.after else _budget(stage, epochs=epochs))
 
 
 def _split(first: int, second: int) -> Callable[[], Method]:

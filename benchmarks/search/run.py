@@ -41,14 +41,19 @@ def main() -> None:
             continue
         places = how.pop("places", 1)
         curve = options.what == "methods"
-        missing = [n for n in range(options.replicates) if (name, places, n) not in known]
+        missing = [
+            number
+            for number in range(options.replicates)
+            if any((name + end, places, number) not in known for end in method.ends)
+        ]
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder, out.open("a") as file:
             where = world(options.task, Path(folder), **how)
             for number in missing:
                 for end, row in replicate(method, where, number, places, curve=curve).items():
                     about = {"method": name + end, "places": places, "replicate": number}
-                    file.write(json.dumps(about | row) + "\n")
+                    if (*about.values(),) not in known:
+                        file.write(json.dumps(about | row) + "\n")
                 file.flush()
         seconds = time.process_time() - started
         print(f"{name}, {places}: {seconds:.0f} s for {len(missing)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Fast 1, explore: random search with early stopping; the number of epochs is not searched.
+"""Fast 1, explore: random search with early stopping; all trials are equally long.
 
 Asks    Which backbones and what order of learning rate deserve more compute?
 Spends  64 trials on the reduced profile, at most 8 epochs each; ASHA keeps one in four, from the

@@ -1,7 +1,7 @@
 """Fast 4, final: the chosen candidate once more, with a second seed.
 
 Asks    Was it the configuration or the seed?
-Spends  1 trial on the full profile, 16 epochs.
+Spends  1 trial on the full profile.
         Beside it the baseline with that seed, too.
 Run     aiornot tune fast --data data/prepared
 Found   -
@@ -18,5 +18,5 @@ stage = Stage(
     enqueue=1,
     seeds=(1,),
     baseline=parent.stage.baseline,
-    budget=Budget(num_trials=1, epochs=16),
+    budget=Budget(num_trials=1),
 )

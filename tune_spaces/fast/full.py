@@ -1,7 +1,7 @@
 """Fast 3, full: three candidates on all of the data, each a Ray Train run.
 
 Asks    Which candidate is best at full size?
-Spends  3 trials on the full profile, 16 epochs each; nothing is stopped early.
+Spends  3 trials on the full profile, each for its own number of epochs; nothing is stopped early.
         Beside them one control of exploit's middle, and the notebook's baseline.
 Run     aiornot tune fast --data data/prepared
 Found   -
@@ -17,6 +17,6 @@ stage = Stage(
     data="full",
     enqueue=3,
     controls=1,
-    baseline={"model": "resnet18.a1_in1k"},
-    budget=Budget(num_trials=3, epochs=16),
+    baseline={"model": "resnet18.a1_in1k", "epochs": 16},
+    budget=Budget(num_trials=3),
 )
