@@ -56,7 +56,7 @@ def methods() -> dict[str, Method]:
     more. Where the number of epochs was searched each keeps its own, else all have 16.
     """
     explore = folder("fast")[0]
-    of_128 = _budget(explore, num_trials=128)
+    of_128 = _budget(explore, num_trials=128, grace_period=1)
     lengths = {**explore.space, "epochs": randint(2, 20)}
     free = _budget(of_128, epochs=None, grace_period=NEVER)
     free = dataclasses.replace(free, space=lengths)
