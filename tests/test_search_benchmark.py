@@ -21,8 +21,8 @@ from aiornot.tuning.space import Budget
 
 sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are no package of the wheel
 
-from benchmarks.search import grid, methods, replay, run, table  # noqa: E402
-from benchmarks.search.replay import World  # noqa: E402
+from benchmarks.search import grid, methods, replay, run, table, worlds  # noqa: E402
+from benchmarks.search.worlds import World  # noqa: E402
 
 REPLICATES = 8
 MARGIN = 0.002
@@ -87,11 +87,11 @@ def test_a_real_tuner_decides_as_the_clock_does(home, ray_cluster, tmp_path, mon
     TPE, because it draws by what it was told before, and in which order.
     """
     reduced = table.read(table.path_of(home, "patches", "reduced"), quick=True)
-    where = replay.world({"reduced": reduced}, tmp_path)
+    where = worlds.world({"reduced": reduced}, tmp_path)
     explore = methods.folder("fast")[0]
     stage = dataclasses.replace(explore, sampler="tpe", budget=Budget(num_trials=24, epochs=8))
     (played,) = replay.play([stage], where)
-    for module in (replay, table, grid):
+    for module in (worlds, table, grid):
         cloudpickle.register_pickle_by_value(module)  # no worker could import them
     told = dataclasses.replace(where, files={})
 

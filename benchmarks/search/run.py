@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.search import methods, replay
+from benchmarks.search import methods, replay, worlds
 from benchmarks.search.methods import Method
-from benchmarks.search.replay import Played, Score, World
+from benchmarks.search.replay import Played
 from benchmarks.search.table import HOME, path_of, read
+from benchmarks.search.worlds import Score, World
 
 HOURS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6.5, 8, 10, 13)
 """Where the any-time curves are read, in hours of search."""
@@ -78,7 +79,7 @@ def world(
     tables = {
         name: read(path_of(home, task, profile), quick=quick) for name, profile in profiles.items()
     }
-    return replay.world(tables, folder, score=score)
+    return worlds.world(tables, folder, score=score)
 
 
 def replicate(
