@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 RAY_LOG := $(VENV)/ray-tests.log
 
-.PHONY: help demo photos test test-all lint types bench clean
+.PHONY: help demo photos test test-all test-cluster lint types bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(READY) lint types  ## Lint, types and the tests; what CI runs
 
 test-all: $(READY) lint types  ## With the slow tests
 	$(BIN)/python -m pytest
+
+test-cluster: $(READY)  ## Root, Linux: ray up on hosts of this machine's kernel, and what dies there
+	$(BIN)/python -m pytest -x -s tests/cluster
 
 lint: $(READY)  ## Style
 	$(BIN)/ruff check .

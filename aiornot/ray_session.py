@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
 from aiornot.config import InputError
@@ -28,9 +29,11 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Polled for every report of a Ray Train run: 2 s by default (research: 6.3 s for 3 reports).
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    # 60 s by default, and after three times the run has failed: too short for the machine that the
+    # autoscaler starts, or for a place that another run leaves only when it has ended.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
 
 _STATE_SECONDS = 15
 
@@ -108,6 +111,14 @@ def running_here() -> str | None:
             return address
     except (OSError, ValueError):  # none was, or it is gone
         return None
+
+
+def beside_me() -> NodeAffinitySchedulingStrategy:
+    """Return how an actor is placed that must live as long as its maker, such as a queue to read.
+
+    What asks for no resources Ray puts on any node, and it is lost with that.
+    """
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _check_state_api() -> None:

@@ -104,6 +104,7 @@ ORDER = [
     "tuning.plan",
     "tuning.plan_tables",
     "tuning.ray_search",
+    "tuning.ray_machines",
     "tuning.ray_tuner",
     "tuning.ray_runs",
     "tuning.ray_chain",

@@ -214,6 +214,20 @@ def test_runs_side_by_side_never_ask_for_more_than_there_is(machines, count):
         assert wanted <= max(machines.num_cpus, workers)
 
 
+def test_no_worker_asks_for_cores_of_two_machines():
+    stage = repeat(search())
+
+    def threads(*nodes: tuple[int, int], count: int) -> int:
+        cpus, gpus = (sum(column) for column in zip(*nodes, strict=True))
+        return Machines(num_gpus=gpus, num_cpus=cpus, nodes=nodes).threads(stage, count)
+
+    assert [threads((1, 0), (1, 0), count=count) for count in (2, 1)] == [1, 1]
+    assert [threads((5, 0), (5, 0), count=count) for count in (3, 2, 1)] == [2, 5, 5]
+    # The cores of a head without a GPU are beside no GPU.
+    assert threads((8, 0), (4, 1), (4, 1), count=1) == 4
+    assert threads((16, 4), (2, 1), count=1) == 2
+
+
 def test_a_stage_without_models_of_its_own_has_those_of_its_parent():
     chain = load_chain(find_chain("seed"))
     parts = [part_of(stage) for stage in chain]

@@ -20,6 +20,7 @@ from aiornot.config import InputError, WorkError
 from aiornot.data import ray_decode, shards
 from aiornot.delivery import manifest
 from aiornot.delivery.ray_scorer import METADATA, Scorer, part_name
+from aiornot.tuning.ray_machines import machines
 
 HEADER = "_aiornot.json"
 """What made the parts. Readers of parquet pass over a name that begins so."""
@@ -223,11 +224,11 @@ def _run(
 
 def _resources(device: str) -> tuple[dict[str, float], int]:
     """Return what an actor asks for, and how many there may be."""
-    has = ray.cluster_resources()
-    cpus, gpus = int(has.get("CPU", 1)), int(has.get("GPU", 0))
+    found = machines(num_workers=1)
+    cpus, gpus = found.num_cpus, found.num_gpus
     if device == "cuda" and not gpus:
         raise InputError("--device cuda: this Ray has no GPU; use --device cpu")
     if device == "cpu" or not gpus:
         return {"num_cpus": 1, "num_gpus": 0}, max(1, cpus)
     # Its cores decode for it: most images take the processor longer than the GPU.
-    return {"num_cpus": max(1, cpus // gpus), "num_gpus": 1}, gpus
+    return {"num_cpus": found.cpus_per_gpu(), "num_gpus": 1}, gpus

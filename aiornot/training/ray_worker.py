@@ -1,10 +1,12 @@
 """One trial under Ray: inside a Tune trial's process, or as the workers of a Ray Train run."""
 
 import faulthandler
+import queue
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,14 +14,18 @@ import ray
 import ray.train
 import ray.train.collective  # not brought along by ray.train
 import ray.train.torch
+import ray.tune
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.queue import Queue
 
 from aiornot.data import copies
+from aiornot.ray_session import beside_me
 from aiornot.training import job as training
 from aiornot.training.job import Tell
+
+LOOK_SECONDS = 0.5
+"""How often it is looked whether a run has ended."""
 
 MAX_DEATHS = 2
 """Times in a row, without a tick between, that what died is started again."""
@@ -138,8 +144,8 @@ def _is_stopped(stops: Any, trial: str) -> bool:
 class _Forward(ray.train.UserCallback):  # type: ignore[misc]
     """Pass rank 0's metrics from the controller on to the driver, as they come."""
 
-    def __init__(self, queue: Queue, name: str) -> None:
-        self._queue = queue
+    def __init__(self, reports: Queue, name: str) -> None:
+        self._queue = reports
         self._name = name
 
     def after_report(
@@ -208,23 +214,45 @@ def train_run(
         ).fit()
 
 
-def forward(queue: Queue, name: str) -> ray.train.UserCallback:
+def queue_here() -> Queue:
+    """Return a queue of reports that no other machine takes along when it dies."""
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": beside_me()})
+
+
+def forward(reports: Queue, name: str) -> ray.train.UserCallback:
     """Return a listener that puts the name and the metrics of each tick into a queue."""
-    return _Forward(queue, name)
+    return _Forward(reports, name)
 
 
 def train_nested(
     job: dict[str, Any], *, num_workers: int, cpus_per_worker: int, use_gpu: bool
 ) -> None:
     """Train a job as a Ray Train run that reports to the Tune trial from which this is called."""
-    train_run(
-        job,
-        name=job["trial"],
-        num_workers=num_workers,
-        cpus_per_worker=cpus_per_worker,
-        use_gpu=use_gpu,
-        listener=TuneReportCallback(),
-    )
+    # Tune has a callback for this, whose queue may lie on a worker, and be lost with it.
+    reports = queue_here()
+    try:
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            run = pool.submit(
+                train_run,
+                job,
+                name=job["trial"],
+                num_workers=num_workers,
+                cpus_per_worker=cpus_per_worker,
+                use_gpu=use_gpu,
+                listener=forward(reports, job["trial"]),
+            )
+            for _, metrics in _until(run.done, reports):
+                ray.tune.report(metrics)
+            run.result()
+    finally:
+        reports.shutdown()
+
+
+def _until(done: Callable[[], bool], reports: Queue) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield reports as they come, the last ones after the end of what sends them."""
+    while not done() or not reports.empty():
+        with suppress(queue.Empty):
+            yield reports.get(timeout=LOOK_SECONDS)
 
 
 def what_happened(error: BaseException | None) -> str:

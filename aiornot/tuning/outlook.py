@@ -29,6 +29,8 @@ class Machines:
     num_cpus: int
     num_workers: int = 1
     """Of each Ray Train run."""
+    nodes: tuple[tuple[int, int], ...] = ()
+    """Cores and GPUs of each machine; unsaid, all are one machine's."""
 
     def workers(self, stage: Stage) -> int:
         """Return how many devices a trial of a stage takes."""
@@ -41,12 +43,23 @@ class Machines:
     def threads(self, stage: Stage, num_trials: int) -> int:
         """Return the CPU threads of each worker; a search takes a core each."""
         if self.num_gpus:
-            return max(1, self.num_cpus // self.num_gpus)
+            return self.cpus_per_gpu()
         if stage.searches():
             return 1
         # Of fewer runs than there is room for, each has a larger share.
-        places = min(self.concurrent(stage), num_trials)
-        return max(1, self.num_cpus // (places * self.num_workers))
+        workers = min(self.concurrent(stage), num_trials) * self.num_workers
+        share = max(1, self.num_cpus // workers)
+        # No worker takes cores of two machines.
+        while share > 1 and sum(cpus // share for cpus, _ in self._nodes()) < workers:
+            share -= 1
+        return share
+
+    def cpus_per_gpu(self) -> int:
+        """Return the cores that every GPU finds beside it, whichever machine it is in."""
+        return max(1, min(cpus // gpus for cpus, gpus in self._nodes() if gpus))
+
+    def _nodes(self) -> tuple[tuple[int, int], ...]:
+        return self.nodes or ((self.num_cpus, self.num_gpus),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,16 @@ from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5
 from aiornot.training import model, track
-from aiornot.tuning import meter, mirror, ray_runs, ray_tuner, spending, tracking, twins
+from aiornot.tuning import (
+    meter,
+    mirror,
+    ray_machines,
+    ray_runs,
+    ray_tuner,
+    spending,
+    tracking,
+    twins,
+)
 from aiornot.tuning import outcome as outcomes
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Ledger, Observer, Trial, contenders
@@ -171,6 +180,7 @@ def _is_finished(stage: Stage, chain: Sequence[Stage], options: Options) -> bool
 def _run_stages(stages: Sequence[Stage], chain: Sequence[Stage], options: Options) -> None:
     with ray_session.connected(state_api=any(stage.nested() for stage in stages)):
         check_workers(options.num_workers)
+        ray_machines.check_shared(options.root)
         for stage in stages:
             if _is_finished(stage, chain, options):
                 options.say(f"{stage.name}: finished before")
@@ -180,7 +190,8 @@ def _run_stages(stages: Sequence[Stage], chain: Sequence[Stage], options: Option
 
 def check_workers(num_workers: int) -> None:
     """Refuse more workers than there are GPUs, or cores where there is no GPU: a run would wait."""
-    total = ray_tuner.num_devices()
+    found = ray_machines.machines(num_workers)
+    total = found.num_gpus or found.num_cpus
     if num_workers > total:
         raise InputError(f"--workers {num_workers}: this Ray has room for {total} at most")
 

@@ -22,7 +22,7 @@ from aiornot.training import pace
 from aiornot.training.loader import prefix
 from aiornot.training.pace import Pace
 from aiornot.training.run import check_steps
-from aiornot.tuning import outlook, plan, ray_chain, ray_tuner, spending
+from aiornot.tuning import outlook, plan, ray_chain, ray_machines, spending
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.outlook import Case, Machines, Part
@@ -63,7 +63,7 @@ def make(folder: Path, options: Options, *, progress: Progress) -> Row:
     load_per_core = os.getloadavg()[0] / (os.cpu_count() or 1)
     with ray_session.connected():
         ray_chain.check_workers(options.num_workers)
-        machines = ray_tuner.machines(options.num_workers)
+        machines = ray_machines.machines(options.num_workers)
         cases = plan.cases(wanted, machines)
         paces = dict(zip(cases, _measured(cases, machines, progress), strict=True))
     rows = plan.rows(wanted, paces, machines)

@@ -23,12 +23,10 @@ from aiornot.data import copies
 from aiornot.training import checkpoints, ray_worker
 from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
 from aiornot.tuning.outlook import Machines
-from aiornot.tuning.ray_tuner import ON_THE_HEAD, OUTSIDE, machines, to_be_mended
+from aiornot.tuning.ray_machines import machines
+from aiornot.tuning.ray_tuner import ON_THE_HEAD, OUTSIDE, to_be_mended
 from aiornot.tuning.record import Record, num_before
 from aiornot.tuning.space import Stage, configure
-
-LOOK_SECONDS = 0.5
-"""How often it is looked whether a run has ended."""
 
 
 def train_selected(
@@ -115,7 +113,7 @@ class _Runs:
         self._job = job
         self._trials: dict[str, Trial] = {}
         self._running: dict[ray.ObjectRef, Trial] = {}
-        self._reports = Queue(actor_options={"num_cpus": 0})
+        self._reports = ray_worker.queue_here()
         # By the trials of the stage and not by those left: a resumed run has as many threads.
         self._num_places = min(machines.concurrent(stage), num_trials)
         self._how = {
@@ -130,7 +128,7 @@ class _Runs:
         while waiting or self._running:
             while waiting and len(self._running) < self._num_places:
                 self._begin(waiting.pop(0))
-            self._follow(LOOK_SECONDS)
+            self._follow(ray_worker.LOOK_SECONDS)
             for ended in ray.wait([*self._running], timeout=0)[0]:
                 self._follow(0.0)  # what it reported before its end
                 self._end(self._running.pop(ended), ended)

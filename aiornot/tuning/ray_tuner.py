@@ -18,10 +18,11 @@ import ray.tune
 from aiornot import storage
 from aiornot.config import WorkError
 from aiornot.data import copies
+from aiornot.ray_session import beside_me
 from aiornot.training import ray_worker
 from aiornot.tuning import retention
 from aiornot.tuning.ledger import Ledger, Trial
-from aiornot.tuning.outlook import Machines
+from aiornot.tuning.ray_machines import machines
 from aiornot.tuning.ray_search import CooperativeRungs, Rungs, Suggestions, plan_of
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage
@@ -81,7 +82,8 @@ def _scheduler(stage: Stage, trials: list[Trial], apart: list[str]) -> tuple[Run
     """Return the scheduler, and the board on which it stops trials, None where Tune stops them."""
     if not stage.nested():
         return Rungs(stage.budget, trials=trials, apart=apart), None
-    stops = ray_worker.Stops.remote()  # type: ignore[attr-defined]
+    placed = ray_worker.Stops.options(scheduling_strategy=beside_me())  # type: ignore[attr-defined]
+    stops = placed.remote()
     stop = stops.add.remote
     return CooperativeRungs(stage.budget, trials=trials, apart=apart, stop=stop), stops
 
@@ -101,7 +103,7 @@ def _fit(
             trainable,
             tune_config=ray.tune.TuneConfig(
                 num_samples=num_samples,
-                max_concurrent_trials=num_concurrent(terms.num_workers if nested else 1),
+                max_concurrent_trials=machines(terms.num_workers).concurrent(stage),
                 search_alg=suggestions,
                 scheduler=scheduler,
                 # .1 s per further trial instead of a new process; a nested run would hang.
@@ -175,27 +177,8 @@ def _errors_reported() -> Iterator[None]:
 
 def _share() -> dict[str, float]:
     """Return the resources of one worker: a GPU with its share of the cores, or one core."""
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-    return {"CPU": float(max(1, cpus // gpus)), "GPU": 1.0} if gpus else {"CPU": 1.0}
-
-
-def num_devices() -> int:
-    """Return how many workers the cluster holds: its GPUs, or its cores where it has none."""
-    total = ray.cluster_resources()
-    return int(total.get("GPU", 0)) or int(total.get("CPU", 1))
-
-
-def machines(num_workers: int) -> Machines:
-    """Return what there is in the cluster, for runs of so many workers."""
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-    return Machines(num_gpus=gpus, num_cpus=cpus, num_workers=num_workers)
-
-
-def num_concurrent(num_workers: int) -> int:
-    """Return how many trials of so many workers run side by side."""
-    return max(1, num_devices() // num_workers)
+    found = machines(num_workers=1)
+    return {"CPU": float(found.cpus_per_gpu()), "GPU": 1.0} if found.num_gpus else {"CPU": 1.0}
 
 
 class _Halt(ray.tune.Stopper):  # type: ignore[misc]
