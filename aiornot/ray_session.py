@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def connected(
         InputError: There is no cluster at RAY_ADDRESS, or it lacks the State API.
     """
     if ray.is_initialized():
+        close_token()
         if state_api:
             _check_state_api()
         yield
@@ -88,11 +89,23 @@ def connected(
             f"RAY_ADDRESS={address}: {error}; unset it to use this machine alone"
         ) from None
     try:
+        close_token()
         if state_api:
             _check_state_api()
         yield
     finally:
         ray.shutdown()
+
+
+def close_token() -> None:
+    """Take the token of this user from the others' eyes: Ray writes a new one as the umask says.
+
+    Whoever reads it may run code as this user.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError):  # there is none, or it is another user's to close
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def _local_options(num_cpus: int | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import ray
 from conftest import SECRET, prepare, run_verb
 from rich.console import Console
 
-from aiornot import doctor, machine
+from aiornot import doctor, machine, ray_session
 from aiornot.survey import Cluster, Node, Survey
 from aiornot.verbs import cluster
 
@@ -314,3 +314,13 @@ def test_a_cluster_that_is_not_there_is_a_line(here, monkeypatch):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "fail  ray           driver: " in done.stdout
+
+
+def test_a_token_that_others_may_read_is_closed(tmp_path, monkeypatch):
+    token = tmp_path / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    ray_session.close_token()  # there is none
+    token.write_text("secret")
+    token.chmod(0o644)
+    ray_session.close_token()
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() == "secret"

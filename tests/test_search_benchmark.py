@@ -17,6 +17,7 @@ from ray import cloudpickle
 from aiornot.tuning import ray_tuner
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Ledger, Trial
+from aiornot.tuning.outlook import Machines
 from aiornot.tuning.space import Budget
 
 sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are no package of the wheel
@@ -102,7 +103,8 @@ def test_a_real_tuner_decides_as_the_clock_does(home, ray_cluster, tmp_path, mon
     monkeypatch.setattr(
         ray_tuner, "_in_process", lambda: ray.tune.with_resources(read_reports, {"CPU": 1})
     )
-    monkeypatch.setattr(ray_tuner, "num_concurrent", lambda num_workers: 1)
+    one = Machines(num_gpus=0, num_cpus=1)
+    monkeypatch.setattr(ray_tuner, "machines", lambda num_workers: one)
     record = records.begin(
         stage, where.files["reduced"], num_trials=24, parent=None, parent_trials=[]
     )
