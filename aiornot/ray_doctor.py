@@ -150,7 +150,7 @@ def _names(alive: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _is_head(node: Mapping[str, Any]) -> bool:
-    return "node:__internal_head__" in node["Resources"]
+    return ray_session.HEAD in node["Resources"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head alone."""
+
 _STATE_SECONDS = 15
 
 _KNOCK_SECONDS = 1.0

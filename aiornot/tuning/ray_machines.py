@@ -17,10 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aiornot import storage
 from aiornot.config import InputError
+from aiornot.ray_session import HEAD
 from aiornot.tuning.outlook import Machines
-
-HEAD = "node:__internal_head__"
-"""A resource that Ray gives to the head alone."""
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves the cluster file on the head."""

@@ -18,7 +18,7 @@ import ray.tune
 from aiornot import storage
 from aiornot.config import WorkError
 from aiornot.data import copies
-from aiornot.ray_session import beside_me
+from aiornot.ray_session import HEAD, beside_me
 from aiornot.training import ray_worker
 from aiornot.tuning import retention
 from aiornot.tuning.ledger import Ledger, Trial
@@ -30,7 +30,7 @@ from aiornot.tuning.space import Stage
 MAX_EQUAL_ERRORS = 3
 """Trials in a row that may fail with one and the same traceback before the stage is stopped."""
 
-ON_THE_HEAD = {"node:__internal_head__": 0.001}
+ON_THE_HEAD = {HEAD: 0.001}
 """Where the driver of a Ray Train run waits: beside ours, with which it would die. Its workers have
 the cores."""
 
