@@ -35,6 +35,10 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+OF_THE_NODE = ("RAY_OVERRIDE_RESOURCES", "RAY_OVERRIDE_LABELS")
+"""In them ``ray up`` tells the Ray of a node what it has. Jobs on the head inherit them, and a Ray
+that they start would have no core either where the head takes no trials."""
+
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head alone."""
 
@@ -73,6 +77,8 @@ def connected(
     options = {}
     if alone or not os.environ.get("RAY_ADDRESS"):
         options = _local_options(num_cpus) | {"include_dashboard": state_api}
+        for name in OF_THE_NODE:
+            os.environ.pop(name, None)
         if not alone and (found := running_here()):
             _log.warning(
                 "a Ray runs on this machine at %s and is left alone; RAY_ADDRESS=auto uses it",

@@ -271,17 +271,24 @@ except InputError as error:
 
 
 BESIDE_ANOTHER = """
+import ray
 from aiornot import ray_session
-with ray_session.connected(num_cpus=1, state_api=True):
-    print("both are there")
+with ray_session.connected(state_api=True):
+    print("both are there, this one with cores:", ray.cluster_resources().get("CPU", 0) > 0)
 """
 
 
-def test_another_ray_on_the_same_machine_is_no_reason_to_refuse():
+def test_a_ray_of_ones_own_starts_beside_another_also_on_the_head_of_a_cluster():
+    # What `ray up` says to a head without trials, and every job there inherits.
+    head = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 0}', "RAY_OVERRIDE_LABELS": '{"of": "the head"}'}
     result = subprocess.run(  # beside the one of these tests
-        [sys.executable, "-c", BESIDE_ANOTHER], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", BESIDE_ANOTHER],
+        env=os.environ | head,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert result.stdout == "both are there\n", result.stderr
+    assert result.stdout == "both are there, this one with cores: True\n", result.stderr
 
 
 def test_a_ray_without_the_state_api_is_refused_in_one_sentence():
