@@ -35,9 +35,14 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
-OF_THE_NODE = ("RAY_OVERRIDE_RESOURCES", "RAY_OVERRIDE_LABELS")
-"""In them ``ray up`` tells the Ray of a node what it has. Jobs on the head inherit them, and a Ray
-that they start would have no core either where the head takes no trials."""
+OF_THE_CLUSTER = (
+    # What `ray up` says that a node has: of the head, no core where it takes no trials.
+    "RAY_OVERRIDE_RESOURCES",
+    "RAY_OVERRIDE_LABELS",
+    # What a job was submitted with: its working directory lies in the cluster's GCS.
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+)
+"""A job on the head of a cluster inherits these, and a Ray that it starts must not."""
 
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head alone."""
@@ -77,7 +82,7 @@ def connected(
     options = {}
     if alone or not os.environ.get("RAY_ADDRESS"):
         options = _local_options(num_cpus) | {"include_dashboard": state_api}
-        for name in OF_THE_NODE:
+        for name in OF_THE_CLUSTER:
             os.environ.pop(name, None)
         if not alone and (found := running_here()):
             _log.warning(

@@ -275,12 +275,18 @@ import ray
 from aiornot import ray_session
 with ray_session.connected(state_api=True):
     print("both are there, this one with cores:", ray.cluster_resources().get("CPU", 0) > 0)
+    assert ray.get(ray.remote(lambda: "well").remote()) == "well"
 """
 
 
 def test_a_ray_of_ones_own_starts_beside_another_also_on_the_head_of_a_cluster():
-    # What `ray up` says to a head without trials, and every job there inherits.
-    head = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 0}', "RAY_OVERRIDE_LABELS": '{"of": "the head"}'}
+    # What every job inherits there; the package lies in the GCS of the cluster.
+    job = {"runtime_env": {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}}
+    head = {
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 0}',
+        "RAY_OVERRIDE_LABELS": '{"of": "the head"}',
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+    }
     result = subprocess.run(  # beside the one of these tests
         [sys.executable, "-c", BESIDE_ANOTHER],
         env=os.environ | head,
