@@ -1,13 +1,11 @@
 """The cluster tests: a lab for all of them, and a table of what they took at the end."""
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import lab as labs
 import pytest
-from launcher import HOSTS, REPOSITORY, stamp
+from launcher import HOSTS, NETWORK, open_lab
 from timetable import ROWS, timed
 
 
@@ -28,24 +26,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"| {' | '.join(cells)} |")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
     """Four machines, powered on: ``head``, ``w1``, ``w2`` and ``laptop``."""
-    environment = Path(sys.prefix)
-    profile = {
-        "PATH": f"{environment}/bin:$PATH",
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "AIORNOT_VENV": str(environment),
-        "RAY_AUTH_MODE": "token",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "WANDB_MODE": "offline",
-    }
-    folder = tmp_path_factory.mktemp("lab")
-    files = {environment / ".aiornot-node": stamp()}
-    binds = [environment, Path(sys.base_prefix), REPOSITORY]
+    opened = open_lab(tmp_path_factory.mktemp("lab"), NETWORK, HOSTS)
     with timed("four hosts powered on"):
-        opened = labs.Lab(folder, HOSTS, profile=profile, files=files, binds=binds).__enter__()
+        opened.__enter__()
     try:
         yield opened
     finally:

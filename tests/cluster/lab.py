@@ -12,7 +12,9 @@ SIGKILL included, the kernel takes namespaces, mounts and disks away.
 Needs root, iproute2, util-linux, openssh-server, rsync and overlayfs.
 """
 
+import contextlib
 import ctypes
+import ipaddress
 import os
 import shlex
 import shutil
@@ -184,7 +186,7 @@ class Host:
         _run(*switch, "ip", "link", "add", end, "type", "veth", *peer)
         _run(*switch, "ip", "link", "set", end, "master", "lan", "up")
         for arguments in (
-            f"addr add {self.address}/24 dev eth0",
+            f"addr add {self.address}/{self._lab.network.prefixlen} dev eth0",
             "link set eth0 up",
             "link set lo up",
             # Ray learns its own address from the route to 8.8.8.8; nothing is sent there.
@@ -197,7 +199,8 @@ class Host:
         if self._process is None:
             return
         if self._init:
-            os.kill(self._init, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it died by itself
+                os.kill(self._init, signal.SIGKILL)
         else:
             self._process.kill()
         self._process.wait(30)
@@ -237,6 +240,13 @@ class Host:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return _start(self._arguments(command), **quiet)
 
+    def read(self, path: str) -> str:
+        """Return a file of its disk, nothing where there is none."""
+        try:
+            return Path(f"/proc/{self._init}/root{path}").read_text()
+        except OSError:
+            return ""
+
     def processes(self) -> list[str]:
         """Return the command lines of what runs there, without those that belong to the host."""
         shown = self.run("ps -eo pid=,args=").stdout.splitlines()
@@ -250,7 +260,8 @@ class Lab:
 
     Args:
         folder: For keys, logs and what the hosts share; absolute.
-        hosts: Their addresses in one /24, by name.
+        network: In which all addresses lie; the last one of it is the switch's.
+        hosts: Addresses by name, of those that are powered on at once.
         profile: Variables that every shell on every host has.
         files: Small texts that are on every disk, by their paths.
         binds: Folders to be seen on the hosts that do not lie on the file system of ``/``.
@@ -259,6 +270,7 @@ class Lab:
     def __init__(
         self,
         folder: Path,
+        network: str,
         hosts: Mapping[str, str],
         *,
         profile: Mapping[str, str],
@@ -267,7 +279,8 @@ class Lab:
     ) -> None:
         self.folder = folder
         self.shared = folder / "shared"
-        self.gateway = next(iter(hosts.values())).rpartition(".")[0] + ".254"
+        self.network = ipaddress.ip_network(network)
+        self.gateway = str(self.network[-2])
         root = os.stat("/").st_dev
         self.binds = [str(path) for path in binds if path.stat().st_dev != root]
         self._profile = dict(profile)
@@ -276,6 +289,11 @@ class Lab:
         self._switch: subprocess.Popen[str] | None = None
 
     def __getitem__(self, name: str) -> Host:
+        return self._hosts[name]
+
+    def add(self, name: str, address: str) -> Host:
+        """Put up another machine, and leave it switched off."""
+        self._hosts[name] = Host(self, name, address)
         return self._hosts[name]
 
     @property
@@ -331,7 +349,7 @@ class Lab:
             time.sleep(0.02)
         for arguments in (
             "link add lan type bridge",
-            f"addr add {self.gateway}/24 dev lan",
+            f"addr add {self.gateway}/{self.network.prefixlen} dev lan",
             "link set lan up",
             "link set lo up",
         ):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ REPOSITORY = HERE.parents[1]
 
 T = TypeVar("T")
 
+NETWORK = "10.77.0.0/24"
 HOSTS = {"head": "10.77.0.10", "w1": "10.77.0.11", "w2": "10.77.0.12", "laptop": "10.77.0.1"}
 API = "http://127.0.0.1:8265"
 STORE_BYTES = 150_000_000
@@ -38,7 +40,7 @@ def fill_in(text: str, **changes: Any) -> dict[str, Any]:
     Addresses and key are filled in, as a user would; hosts that share two cores get a core each
     and a small object store. All else is the file's.
     """
-    config = yaml.safe_load(text)
+    config: dict[str, Any] = yaml.safe_load(text)
     workers = [HOSTS["w1"], HOSTS["w2"]]
     config["provider"] |= {"head_ip": HOSTS["head"], "worker_ips": workers}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": "~/.ssh/id"}
@@ -62,6 +64,24 @@ def stamp() -> str:
     names = ("pyproject.toml", "constraints.txt", "cluster/aws.txt", "cluster/node_setup.sh")
     texts = b"".join((REPOSITORY / name).read_bytes() for name in names)
     return hashlib.sha256(texts + b"ray,wandb\n").hexdigest() + "\n"
+
+
+def open_lab(folder: Path, network: str, hosts: Mapping[str, str], **profile: str) -> Lab:
+    """Return a lab whose hosts see the environment of the tests, and have ``profile`` besides."""
+    environment = Path(sys.prefix)
+    profile = {
+        "PATH": f"{environment}/bin:$PATH",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "AIORNOT_VENV": str(environment),
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "WANDB_MODE": "offline",
+        **profile,
+    }
+    files = {environment / ".aiornot-node": stamp()}
+    binds = [environment, Path(sys.base_prefix), REPOSITORY]
+    return Lab(folder, network, hosts, profile=profile, files=files, binds=binds)
 
 
 def listed(host: Host, what: str) -> list[dict[str, Any]]:
@@ -88,24 +108,26 @@ class Launcher:
     """A laptop and the cluster that it starts.
 
     Args:
-        lab: With the hosts ``HOSTS``.
-        config: The cluster file.
+        lab: With a host named ``laptop``, and one named ``head`` once that is up.
         project: Folder that jobs take along as their working directory.
     """
 
-    def __init__(self, lab: Lab, config: Mapping[str, Any], project: Path) -> None:
+    def __init__(self, lab: Lab, project: Path) -> None:
         self.lab = lab
-        self.laptop, self.head = lab["laptop"], lab["head"]
+        self.laptop = lab["laptop"]
         self._tunnel: subprocess.Popen[str] | None = None
         staged = lab.shared / "staged"
         subprocess.run(["cp", "-r", str(project), str(staged)], check=True)
-        (staged / "cluster.yaml").write_text(yaml.safe_dump(dict(config)))
         (staged / "id").write_text(lab.key.read_text())
         self.laptop.run(
             "mkdir -p ~/.ssh; install -m 600 /shared/staged/id ~/.ssh/id; "
-            "mv /shared/staged/cluster.yaml ~; rm /shared/staged/id; mv /shared/staged ~/project; "
+            "rm /shared/staged/id; mv /shared/staged ~/project; "
             "ray get-auth-token --generate > /dev/null"
         )
+
+    @property
+    def head(self) -> Host:
+        return self.lab["head"]
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         staged = self.lab.shared / "cluster.yaml"
