@@ -101,9 +101,14 @@ def disk(folder: Path) -> dict[str, Any] | None:
     return {"path": str(folder), "total": usage.total, "free": usage.free}
 
 
+def token_path() -> Path:
+    """Return where Ray keeps the token of this user."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def token() -> dict[str, Any]:
     """Return whether Ray is to ask for a token, and who may read it; never the token."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = token_path()
     found: dict[str, Any] = {"mode": os.environ.get("RAY_AUTH_MODE", ""), "file": str(path)}
     return found | {"open": _others_may_read(path)}
 

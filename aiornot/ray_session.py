@@ -17,6 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
+from aiornot import machine
 from aiornot.config import InputError
 
 QUIET = {
@@ -116,7 +117,7 @@ def close_token() -> None:
 
     Whoever reads it may run code as this user.
     """
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = machine.token_path()
     with suppress(OSError):  # there is none, or it is another user's to close
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
