@@ -3,6 +3,7 @@
 stdout is the result, stderr the talk. Exit code 0: done, 1: the work failed, 2: used wrongly.
 """
 
+import errno
 import sys
 
 import typer
@@ -47,6 +48,9 @@ _EXTRAS = {
 }
 """Which extra brings a library."""
 
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""Why a file may not be written, where only the user can help."""
+
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -63,7 +67,13 @@ def main() -> None:
         extra = _EXTRAS.get(error.name or "")
         if extra is None:
             raise
-        _stop(f"{error.name} is not installed; pip install 'aiornot[{extra}]'", 2)
+        # Not by its name: the one on the package index is somebody else's.
+        _stop(f"{error.name} is not installed; in the source tree: pip install -e '.[{extra}]'", 2)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        place = error.filename or "the disk"
+        _stop(f"{place}: {error.strerror}; make room there, or give another place", 2)
     except SystemExit as end:
         if end.code != _INTERRUPTED:
             raise

@@ -91,7 +91,7 @@ def _alone(survey: Survey, nodes: Sequence[Node]) -> Finding:
             what="ray",
             where="here",
             found="not installed: train, evaluate and predict work, prepare and tune do not",
-            mend="pip install 'aiornot[ray]'",
+            mend="in the source tree: pip install -c constraints.txt -e '.[ray]'",
         )
     if survey.beside:
         return Finding(

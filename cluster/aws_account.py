@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 NAME = "aiornot"
 """Of the cluster in cluster.yaml, of the security group, and the start of the roles' names."""
@@ -31,8 +31,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.ssh_from.endswith("/0"):
         parser.error("--ssh-from must not be the whole world: give your address with /32")
+    try:
+        account = boto3.client("sts", region_name=given.region).get_caller_identity()["Account"]
+    except NoCredentialsError:
+        parser.error("no AWS credentials: run `aws configure`, or set AWS_PROFILE")
     make_bucket(given.bucket, given.region)
-    account = boto3.client("sts").get_caller_identity()["Account"]
     make_role(f"{NAME}-worker", storage_policy(given.bucket))
     make_role(f"{NAME}-head", storage_policy(given.bucket) + launch_policy(account))
     allow_spot()

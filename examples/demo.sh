@@ -8,6 +8,7 @@ aiornot prepare "$here/parquet" --out "$here/prepared" --profile full --size 64
 aiornot tune demo --data "$here/prepared" --storage "$here/runs"
 aiornot show demo --trials --storage "$here/runs"
 aiornot evaluate "$here/runs/demo/bundle" --data "$here/prepared" --split test
+aiornot report demo --storage "$here/runs" --data "$here/prepared"  # now with the test split
 aiornot predict "$here/runs/demo/bundle" "$here/parquet/images"
 cat <<END
 
@@ -16,5 +17,5 @@ Where everything lies
   $here/prepared            the image files that training reads
   $here/runs/demo           the ledger of every stage and trial, checkpoints, offline W&B runs
   $here/runs/demo/bundle    the delivered model; in baseline/ what it was compared with
-Next: aiornot show demo explore --storage $here/runs; make photos; README.md
+Next: . .venv/bin/activate; aiornot show demo explore --storage $here/runs; make photos; README.md
 END

@@ -331,7 +331,7 @@ def test_without_gradio_it_says_what_to_install(delivered, monkeypatch):
     monkeypatch.delitem(sys.modules, "aiornot.delivery.app", raising=False)
     monkeypatch.delattr("aiornot.delivery.app", raising=False)
     result = run_verb("app", str(delivered.folder), "--no-open")
-    assert result.code == 2 and "pip install 'aiornot[app]'" in result.err
+    assert result.code == 2 and "pip install -e '.[app]'" in result.err
 
 
 def test_images_of_another_size_are_no_benchmark_for_a_model(delivered, tmp_path):

@@ -346,6 +346,17 @@ def test_the_head_may_end_the_nodes_of_the_file(account):
     assert ending["Condition"]["StringEquals"] == {"ec2:ResourceTag/ray-cluster-name": name}
 
 
+def test_an_account_without_credentials_is_one_sentence(account, monkeypatch, tmp_path, capsys):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(SystemExit) as end:
+        make_account(account, "pictures", "--ssh-from", ADDRESS)
+    assert end.value.code == 2 and "no AWS credentials" in capsys.readouterr().err
+
+
 def test_the_whole_world_is_no_address_to_connect_from(account, capsys):
     with pytest.raises(SystemExit):
         make_account(account, "pictures", "--ssh-from", "0.0.0.0/0")

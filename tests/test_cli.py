@@ -1,5 +1,6 @@
 """The verbs from outside: help, exit codes, one sentence for what the user can mend, no debris."""
 
+import errno
 import json
 import os
 import re
@@ -316,6 +317,18 @@ def test_what_is_not_there_is_one_sentence(arguments, here):
 def test_fewer_than_one_worker_is_refused_before_any_work(here):
     result = run_verb("tune", "demo", "--data", "prepared", "--workers", "0")
     assert result.code == 2 and not (here / "runs").exists()
+
+
+def test_where_nothing_can_be_written_there_is_one_sentence(monkeypatch, tmp_path):
+    """As root every folder can be written to, so a full disk stands for all of it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "made"))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    found = run_verb("demo-data", str(tmp_path / "made"), "--num-images", "4")
+    assert found.code == 2 and found.err.count("\n") == 1
+    assert f"{tmp_path / 'made'}: No space left on device; make room there" in found.err
 
 
 def test_a_narrow_terminal_shortens_no_name_and_no_score(capsys, monkeypatch):

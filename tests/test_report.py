@@ -172,6 +172,12 @@ def test_what_is_missing_has_a_sentence_in_its_place(root, delivered):
     for command in ("evaluate", "robustness", "errors", "human"):
         assert f"aiornot {command} " in page.text
     assert "sealed still" in page.text and "ROC" in page.titles  # of val
+    # Opened, and then calibrated anew: no evaluation of test belongs to the model as it is.
+    opened = {"test_opened": ["2026-11-28T09:00:00"], "evaluations": []}
+    (root / "demo/bundle" / manifest.EVALUATIONS).write_text(json.dumps(opened))
+    text = Page(report_page.page(collect(root))).text
+    assert "opened 1 time(s), not scored at this threshold" in text
+    assert "sealed still" not in text
 
 
 def report_sentence(root: Path) -> str:

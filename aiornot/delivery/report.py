@@ -251,8 +251,14 @@ def _missing(found: Report, bundle: Path, data: str) -> dict[str, str]:
     test = found["evaluations"]["test"]
     shown = test or found["evaluations"]["val"]
     again = f"aiornot evaluate {place} {beside} --split test"
+    opened = len(found["test_opened"])
+    sealed = (
+        f"The test split was opened {opened} time(s), not scored at this threshold; {again} does."
+        if opened
+        else f"The test split is sealed still; {again} opens it, once."
+    )
     sentences = {
-        "test": (test, f"The test split is sealed still; {again} opens it, once."),
+        "test": (test, sealed),
         "comparison": (
             found["comparison"],
             "Nothing was compared with a baseline: the chain names none, or the model was "

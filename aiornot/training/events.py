@@ -31,7 +31,7 @@ class EventFiles:
     def __init__(self, folder: Path) -> None:
         if importlib.util.find_spec("tensorboardX") is None:
             raise InputError(
-                "--tensorboard needs the package tensorboardX: pip install 'aiornot[tensorboard]'"
+                "--tensorboard needs the package tensorboardX: pip install tensorboardX"
             )
         self._folder = folder
         self._errands = Errands("TensorBoard", at_end=self._close_all)
