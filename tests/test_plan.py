@@ -253,6 +253,9 @@ def test_what_has_been_decided_replaces_what_was_to_be_searched():
     (open_row,), (row,) = (plan_of(explore, each)[1:] for each in (before, after))
     assert (open_row["models"], open_row["mean_epochs"]) == ([SLOW, FAST], 11)
     assert (row["models"], row["mean_epochs"], row["most_epochs"]) == ([SLOW], 3.5, 4)
+    # They need not be of the stage right before: one may select from all searches.
+    exploit = part_of(search("exploit", space={"lr": loguniform(1e-4, 1e-2)}, after=explore.stage))
+    assert plan_of(explore, exploit, after)[2]["models"] == [SLOW]
     few = search("few", space=narrowed({"lr": loguniform(1e-4, 1e-2)}), after=explore.stage)
     before, after = part_of(few), part_of(few, record={"base": configs[0]})
     (open_row,), (row,) = (plan_of(explore, each)[1:] for each in (before, after))

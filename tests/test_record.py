@@ -7,7 +7,7 @@ from conftest import COUNTS, prepare
 from optuna.distributions import CategoricalDistribution
 
 from aiornot.config import InputError, TrainConfig
-from aiornot.tuning import narrow
+from aiornot.tuning import narrow, ray_runs
 from aiornot.tuning.ledger import Ledger, Trial
 from aiornot.tuning.record import begin, check_unchanged, differences, meaning, space_of
 from aiornot.tuning.space import (
@@ -169,6 +169,33 @@ def test_the_parents_best_run_again_first_and_inside_the_new_space(data, parent)
     assert record["first"][0] == narrow.enqueued([best], space)[0] == best
 
 
+def test_what_runs_again_is_trained_as_it_was(data, parent):
+    """Also where the stage draws what its parent had not searched."""
+    trials = made_up(EXPLORE, 8)
+    space = {**narrowed(EXPLORE.space), "hflip": uniform(0.0, 0.5), "degrees": uniform(0.0, 30.0)}
+    record = follow(child(space=space), data, parent, trials)
+    assert [point["hflip"] for point in record["first"]] == [0.5, 0.5]
+    assert [point["degrees"] for point in record["first"]] == [0.0, 0.0]
+    assert record["first"][0] == trials[4].params | {"hflip": 0.5, "degrees": 0.0}
+
+
+def test_a_repeat_may_select_from_all_searches(data, parent):
+    """From the trials of both, the better of which are not those of the newest."""
+    trials = made_up(EXPLORE, 8)
+    stage = child()
+    later = made_up(stage, 8, base=trials[4].config)
+    for trial in later:
+        for tick in trial.ticks:
+            tick["score"] -= 0.01
+    record = follow(stage, data, parent, trials)
+    full = child(name="full", after=stage, space={}, sampler=None, enqueue=3, pick_from="searches")
+    found = follow(full, data, record, [*trials, *later])
+    assert found["selected"] == ["explore-004", "exploit-004", "explore-000"]
+    planned = list(ray_runs.planned(full, found, [*trials, *later]))
+    assert [trial.origin for trial in planned] == [f"from {name}" for name in found["selected"]]
+    assert planned[1].config["lr"] == later[4].config["lr"]
+
+
 def test_nothing_is_enqueued_where_nothing_is_asked_for(data, parent):
     record = follow(child(enqueue=0), data, parent, made_up(EXPLORE, 8))
     assert (record["first"], record["origins"]) == ([], [])
@@ -276,7 +303,7 @@ def test_a_control_keeps_its_values_where_the_space_is_narrowed(data, parent):
 def test_what_was_begun_before_there_were_controls_goes_on_without(data, parent):
     """And stays refused where anything else has changed."""
     old = follow(child(), data, parent, made_up(EXPLORE, 8))
-    for word in ("controls", "baseline"):
+    for word in ("controls", "baseline", "pick_from"):
         del old["meaning"][word]
     check_unchanged(child(controls=2), data, old, place="here")
     with pytest.raises(InputError, match="enqueue was 2, is 1"):

@@ -246,6 +246,8 @@ PARENT = make(name="parent")
         ({"space": {}}, "a sampler but an empty space"),
         ({"sampler": "grid"}, "sampler='grid' is not random or tpe"),
         ({"enqueue": 2}, "enqueue=2 needs after="),
+        ({"pick_from": "all"}, "pick_from='all' is not parent or searches"),
+        ({"pick_from": "searches", "after": PARENT}, "is for a stage without a search"),
         ({"data": "half"}, "data='half' is none of"),
         ({"fixed": {"lr": 1e-3}}, "'lr' is both in space and in fixed"),
         ({"only_for": {"crop_scale": {"lr": (1,)}}}, "'crop_scale' is not in space"),
@@ -398,7 +400,7 @@ def test_every_field_of_a_stage_is_in_its_meaning():
         "controls": 1,
         "seeds": (1,),
     }
-    assert set(changes) | {"baseline"} == set(stage_to_dict(whole))
+    assert set(changes) | {"baseline", "pick_from"} == set(stage_to_dict(whole))
     kept = {name: getattr(whole, name) for name in changes}
     for name, value in changes.items():
         assert stage_to_dict(Stage(**(kept | {name: value})))[name] != stage_to_dict(whole)[name]
@@ -408,3 +410,7 @@ def test_every_field_of_a_stage_is_in_its_meaning():
         for baseline in (None, {}, {"lr": 1e-2, "hflip": 0.5})
     ]
     assert meanings == [None, {}, {"hflip": 0.5, "lr": 1e-2}]
+    wider = stage_to_dict(dataclasses.replace(repeat, pick_from="searches"))
+    assert [meaning["pick_from"] for meaning in (stage_to_dict(repeat), wider)] == [
+        *("parent", "searches")
+    ]

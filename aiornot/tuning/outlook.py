@@ -120,7 +120,7 @@ def configurations(parts: Sequence[Part]) -> list[list[TrainConfig]]:
         record = part.record or {}
         bases: list[Mapping[str, Value] | None] = [None]
         if "selected" in record:
-            known = {trial.id: trial.config for trial in parts[number - 1].trials}
+            known = {trial.id: trial.config for each in parts[:number] for trial in each.trials}
             bases = [known[trial_id] for trial_id in record["selected"]]
         elif "base" in record:
             bases = [record["base"]]

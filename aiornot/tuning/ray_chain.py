@@ -30,7 +30,7 @@ from aiornot.tuning.mirror import Mirror
 from aiornot.tuning.outcome import Outcome
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage, models
-from aiornot.tuning.stages import load_chain
+from aiornot.tuning.stages import load_chain, sources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,12 +226,11 @@ def _run_stage(stage: Stage, chain: Sequence[Stage], options: Options) -> None:
             record["closed"] = "its share of the budget was spent"
             options.say(f"{stage.name}: {record['closed']}; with more --hours it would go on")
     else:
-        assert stage.after is not None
         ray_runs.train_selected(
             stage,
             record,
             ledger,
-            parents=options.ledger(stage.after).read(),
+            parents=_source_trials(stage, options),
             data=data,
             num_workers=options.num_workers,
             tick_seconds=options.tick_seconds,
@@ -263,7 +262,7 @@ def _open_record(stage: Stage, options: Options) -> Record:
             data,
             num_trials=options.num_trials.get(stage.name, stage.budget.num_trials),
             parent=parent.read_stage() if parent else None,
-            parent_trials=parent.read() if parent else [],
+            parent_trials=_source_trials(stage, options),
         )
         for warning in record["warnings"]:
             options.say(f"{stage.name}: {warning}")
@@ -272,6 +271,10 @@ def _open_record(stage: Stage, options: Options) -> Record:
         record["num_trials"] = num_trials(stage, options, record)
     ledger.write_stage(record)
     return record
+
+
+def _source_trials(stage: Stage, options: Options) -> list[Trial]:
+    return [trial for each in sources(stage) for trial in options.ledger(each).read()]
 
 
 def _check_end(stage: Stage, trials: Sequence[Trial], record: Record, root: str) -> None:

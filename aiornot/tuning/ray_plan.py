@@ -30,7 +30,7 @@ from aiornot.tuning.plan import Row
 from aiornot.tuning.ray_chain import Options
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage
-from aiornot.tuning.stages import load_chain
+from aiornot.tuning.stages import load_chain, sources
 
 CALIBRATION_SECONDS = 60.0
 """For all models together, warming up not counted."""
@@ -99,18 +99,21 @@ def _parts(stages: Sequence[Stage], options: Options) -> list[Part]:
         if record is not None:
             records.check_unchanged(stage, data, record, place=options.root)
         elif parts and not parts[-1].left() and parts[-1].has_finished():
-            record = _would_begin(stage, data, parts[-1])
+            record = _would_begin(stage, data, parts)
         parts.append(_part(stage, options, record, trials))
     return parts
 
 
-def _would_begin(stage: Stage, data: Path, parent: Part) -> Record:
+def _would_begin(stage: Stage, data: Path, before: Sequence[Part]) -> Record:
+    names = {each.name for each in sources(stage)}
     return records.begin(
         stage,
         data,
         num_trials=stage.budget.num_trials,
-        parent=parent.record,
-        parent_trials=parent.trials,
+        parent=before[-1].record,
+        parent_trials=[
+            trial for part in before if part.stage.name in names for trial in part.trials
+        ],
     )
 
 

@@ -47,7 +47,7 @@ def check_unchanged(stage: Stage, data: Path, old: Record, *, place: str) -> Non
         InputError: With every difference.
     """
     now = meaning(stage, data)
-    for word in ("controls", "baseline"):
+    for word in ("controls", "baseline", "pick_from"):
         # A stage that was begun before there were any goes on without them.
         if word not in old["meaning"]:
             now.pop(word)
@@ -93,7 +93,7 @@ def begin(
         data: Its prepared file.
         num_trials: Trials to run, where it searches; controls come on top of them.
         parent: The record of the stage it comes after.
-        parent_trials: That stage's trials.
+        parent_trials: That stage's trials; of all ``stages.sources`` where there are more.
     """
     labels = hdf5.read_labels(data, "val")
     record: Record = {
@@ -212,7 +212,7 @@ def _from_parent(
     points = narrow.enqueued(stage.first, space)
     origins = ["first"] * len(points)
     for trial in chosen[: stage.enqueue]:
-        for point in narrow.enqueued([trial.params], space):
+        for point in narrow.enqueued([_as_trained(trial, space)], space):
             if point not in points:
                 points.append(point)
                 origins.append(f"from {trial.id}")
@@ -224,6 +224,11 @@ def _from_parent(
         "base": chosen[0].config if chosen else None,
         "warnings": [*_above(trials), *narrow.bound_hits(known, best)],
     }
+
+
+def _as_trained(trial: Trial, space: Mapping[str, Distribution]) -> dict[str, Any]:
+    """Return a trial's values of all that a space holds, also of what it did not search itself."""
+    return {name: trial.config[name] for name in space if name in trial.config} | trial.params
 
 
 def space_of(record: Mapping[str, Any]) -> dict[str, Distribution]:

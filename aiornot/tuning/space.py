@@ -125,6 +125,9 @@ class Stage:
     after: "Stage | None" = None
     enqueue: int = 0
     """How many of the parent's selected configurations run first."""
+    pick_from: Literal["parent", "searches"] = "parent"
+    """Of a stage without a search: whether its configurations are selected among the parent's
+    trials, or among those of all searches before it on the parent's profile."""
     controls: int = 0
     """How many that it ranked lower run beside them, on top of ``num_trials``: the middle one and
     one far down. They show how well the parent ranks, and are never chosen."""
@@ -161,6 +164,11 @@ class Stage:
             raise InputError("it has a sampler but an empty space")
         if self.enqueue and self.after is None:
             raise InputError(f"enqueue={self.enqueue} needs after=")
+        if self.pick_from not in ("parent", "searches"):
+            raise InputError(f"pick_from={self.pick_from!r} is not parent or searches")
+        repeats = not self.searches() and self.after is not None and self.after.searches()
+        if self.pick_from == "searches" and not repeats:
+            raise InputError("pick_from='searches' is for a stage without a search, after a search")
         if not 0 <= self.controls <= MOST_CONTROLS:
             raise InputError(f"controls={self.controls} must lie between 0 and {MOST_CONTROLS}")
         if self.controls and not (self.after and self.after.searches()):
@@ -321,6 +329,7 @@ def stage_to_dict(stage: Stage) -> dict[str, Any]:
         "budget": dataclasses.asdict(stage.budget),
         "after": stage.after.name if stage.after else None,
         "enqueue": stage.enqueue,
+        "pick_from": stage.pick_from,
         "controls": stage.controls,
         "baseline": None if stage.baseline is None else dict(sorted(stage.baseline.items())),
         "first": [dict(sorted(point.items())) for point in stage.first],

@@ -25,6 +25,16 @@ def lineage(stage: Stage) -> list[Stage]:
     return chain[::-1]
 
 
+def sources(stage: Stage) -> list[Stage]:
+    """Return the stages among whose trials a stage selects, first stage first."""
+    if stage.after is None:
+        return []
+    if stage.pick_from == "parent":
+        return [stage.after]
+    earlier = lineage(stage.after)
+    return [each for each in earlier if each.searches() and each.data == stage.after.data]
+
+
 def find_chain(name: str) -> Path:
     """Return the folder of a chain: a path, or a name below ``tune_spaces/``.
 

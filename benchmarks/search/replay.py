@@ -22,6 +22,7 @@ from aiornot.tuning.ledger import Ledger, Trial
 from aiornot.tuning.ray_search import Rungs, Suggestions, plan_of
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage
+from aiornot.tuning.stages import sources
 from benchmarks.search.worlds import World
 
 
@@ -58,6 +59,7 @@ class Played:
     ledger: Memory
     ends: dict[str, float]
     """When each trial ended, in seconds since the chain began."""
+    parent: "Played | None"
 
     @property
     def record(self) -> Record:
@@ -90,7 +92,7 @@ def play(
             where.files[stage.data],
             num_trials=stage.budget.num_trials,
             parent=parent.record if parent else None,
-            parent_trials=parent.ledger.read() if parent else [],
+            parent_trials=_source_trials(stage, parent),
         )
         ledger = Memory()
         ledger.write_stage(record)
@@ -100,7 +102,7 @@ def play(
         else:
             assert parent is not None
             ends = _retrain(stage, record, ledger, where, parent, start)
-        parent = Played(stage, ledger, ends)
+        parent = Played(stage, ledger, ends, parent)
         played.append(parent)
     return played
 
@@ -155,7 +157,7 @@ def _retrain(
 ) -> dict[str, float]:
     """Train what was selected, one after the other: their order decides nothing."""
     ends = {}
-    for trial in ray_runs.planned(stage, record, parent.ledger.read()):
+    for trial in ray_runs.planned(stage, record, _source_trials(stage, parent)):
         ledger.begin(trial)
         for report in where.reports(stage.data, trial.config):
             ledger.tick(trial, report)
@@ -165,6 +167,16 @@ def _retrain(
         now += trial.seconds
         ends[trial.id] = now
     return ends
+
+
+def _source_trials(stage: Stage, parent: Played | None) -> list[Trial]:
+    """Return the trials among which a stage selects, those of the first stage first."""
+    names = {each.name for each in sources(stage)}
+    found: list[Trial] = []
+    while parent is not None:
+        found = (parent.ledger.read() if parent.stage.name in names else []) + found
+        parent = parent.parent
+    return found
 
 
 def delivered(played: Sequence[Played], where: World) -> float:
@@ -186,7 +198,8 @@ def until(played: Played, seconds: float) -> Played | None:
     ledger = Memory()
     ledger.keep(trials)
     ledger.write_stage(played.record)
-    return Played(played.stage, ledger, {trial.id: played.ends[trial.id] for trial in trials})
+    ends = {trial.id: played.ends[trial.id] for trial in trials}
+    return Played(played.stage, ledger, ends, played.parent)
 
 
 def at(played: Sequence[Played], where: World, times: Sequence[float]) -> list[float | None]:
