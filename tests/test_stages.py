@@ -1,6 +1,7 @@
 """Every chain in tune_spaces/: it loads, it samples, and made-up trials lead to its last stage."""
 
 import ast
+import dataclasses
 import json
 import math
 import random
@@ -27,7 +28,7 @@ from aiornot.tuning.space import (
     stage_to_dict,
     uniform,
 )
-from aiornot.tuning.stages import find_chain, load_chain
+from aiornot.tuning.stages import find_chain, load_chain, sources
 
 FOLDER = Path(__file__).resolve().parents[1] / "tune_spaces"
 CHAINS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and any(path.glob("*.py")))
@@ -195,14 +196,15 @@ def made_up(stage: Stage, record, parents) -> list[Trial]:
 @pytest.mark.filterwarnings("error")
 def test_made_up_trials_lead_a_chain_down_to_its_last_stage(chain, data, tmp_path):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parent, trials, before = None, [], {}
+    parent, trials, before, of_stage = None, [], {}, {}
     for stage in load_chain(FOLDER / chain):
+        parents = [trial for each in sources(stage) for trial in of_stage[each.name]]
         record = records.begin(
             stage,
             data,
             num_trials=stage.budget.num_trials,
             parent=parent,
-            parent_trials=trials,
+            parent_trials=parents,
         )
         ledger = Ledger(str(tmp_path / stage.name))
         ledger.write_stage(record)
@@ -217,7 +219,7 @@ def test_made_up_trials_lead_a_chain_down_to_its_last_stage(chain, data, tmp_pat
                 assert space[name] == domain
         if stage.enqueue:
             assert len(record["first"] if stage.searches() else record["selected"]) == stage.enqueue
-        parents, trials = trials, made_up(stage, record, trials)
+        trials = of_stage[stage.name] = made_up(stage, record, parents)
         assert len(trials) == record["num_trials"]
         assert len(contenders(trials)) == stage.budget.num_trials
         assert len(record["beside"]) == stage.num_beside()
@@ -227,6 +229,16 @@ def test_made_up_trials_lead_a_chain_down_to_its_last_stage(chain, data, tmp_pat
     (final,) = contenders(trials)
     assert final.config["seed"] == 1
     assert select.final_choice(trials, num_positive=9, num_negative=9) is final
+
+
+def test_a_stage_selects_from_its_parent_or_from_all_searches_of_the_parents_profile():
+    explore, exploit, full, final = load_chain(FOLDER / "fast")
+    names = [[each.name for each in sources(stage)] for stage in (explore, exploit, full, final)]
+    assert names == [[], ["explore"], ["explore", "exploit"], ["full"]]
+    alone = dataclasses.replace(full, pick_from="parent")
+    assert sources(alone) == [exploit]
+    other = dataclasses.replace(exploit, after=dataclasses.replace(explore, data="debug"))
+    assert sources(dataclasses.replace(full, after=other)) == [other]
 
 
 def assert_inside(domain, old):

@@ -7,10 +7,11 @@ point is left out: how good it is here depends on which network stands for a Res
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from aiornot.config import TICKS
 from aiornot.tuning.space import (
+    Budget,
     Distribution,
     Narrowed,
     Stage,
@@ -53,11 +54,11 @@ def methods() -> dict[str, Method]:
     """Return the methods by name.
 
     All but the notebook's and ``seed`` end in ``fast``'s stages: 3 candidates, and the winner once
-    more. Where the number of epochs was searched each keeps its own, else all have 16.
+    more. Where the number of epochs was searched each keeps its own, else all have 16. Those of
+    one stage search all that ``fast`` searches in two.
     """
-    explore = folder("fast")[0]
-    of_128 = _budget(explore, num_trials=128, grace_period=1)
-    lengths = {**explore.space, "epochs": randint(2, 20)}
+    of_128 = _budget(whole(), num_trials=128, grace_period=1)
+    lengths = {**of_128.space, "epochs": randint(2, 20)}
     free = _budget(of_128, epochs=None, grace_period=NEVER)
     free = dataclasses.replace(free, space=lengths)
     seed = folder("seed")
@@ -79,17 +80,31 @@ def methods() -> dict[str, Method]:
     }
 
 
+def whole() -> Stage:
+    """Return one stage that searches all that ``fast`` searches: 64 trials of 8 epochs."""
+    explore, exploit = searching(folder("fast"))
+    space = {name: original(domain) for name, domain in exploit.space.items()}
+    budget = Budget(num_trials=64, epochs=8, grace_period=2)
+    return dataclasses.replace(explore, space=space, fixed=exploit.fixed, budget=budget)
+
+
 def _designs() -> dict[str, Method]:
-    """Return ``fast`` as it was before: at first, and before ``digits`` was opened."""
-    explore, exploit, full, final = folder("fast")
-    exploit = dataclasses.replace(exploit, space=narrowed(explore.space), enqueue=2)
-    ends = {"": [_budget(full, epochs=16), _budget(final, epochs=16)]}
+    """Return ``fast`` as it was at first, before ``digits`` was opened, and before ``scenes``."""
+    explore = whole()
+    exploit = dataclasses.replace(
+        explore, name="exploit", after=explore, space=narrowed(explore.space), enqueue=2
+    )
     first = _budget(explore, num_trials=48, grace_period=1)
-    then = _budget(exploit, num_trials=48, epochs=8, grace_period=1)
+    then = _budget(exploit, num_trials=48, grace_period=1)
     second = _budget(exploit, num_trials=16, epochs=16, grace_period=4)
+    third = _budget(exploit, num_trials=24, epochs=None, grace_period=4)
+    lengths = {**third.space, "epochs": randint(4, 20)}
+    third = dataclasses.replace(third, space=lengths, enqueue=4)
+    ends = {"": full_and_final()}
     return {
         "fast's first design": Method([first, then], ends),
         "fast's second design": Method([explore, second], ends),
+        "fast's third design": Method([explore, third], {"": full_and_final(epochs=None)}),
     }
 
 
@@ -103,14 +118,20 @@ def searching(chain: list[Stage]) -> list[Stage]:
     return [stage for stage in chain if stage.searches()]
 
 
-def full_and_final(count: int | None = None, epochs: int | None = 16) -> list[Stage]:
+def full_and_final(
+    count: int | None = None,
+    epochs: int | None = 16,
+    pick_from: Literal["parent", "searches"] = "parent",
+) -> list[Stage]:
     """Return the last stages of ``fast``.
 
     Args:
         count: Candidates, where not as many as it has.
         epochs: Of all of them; None is each one's own number.
+        pick_from: The newest search, as all methods but ``fast`` do, or all of them.
     """
     full, final = (_budget(stage, epochs=epochs) for stage in folder("fast")[-2:])
+    full = dataclasses.replace(full, pick_from=pick_from)
     if count is not None:
         budget = dataclasses.replace(full.budget, num_trials=count)
         full = dataclasses.replace(full, enqueue=count, budget=budget)
@@ -155,7 +176,7 @@ def _with_candidates() -> Method:
 def changed(change: Callable[[Stage], Stage]) -> Method:
     """Return ``fast`` with its searching stages changed."""
     stages = [change(stage) for stage in searching(folder("fast"))]
-    return Method(stages, {"": full_and_final(epochs=None)})
+    return Method(stages, {"": full_and_final(epochs=None, pick_from="searches")})
 
 
 def _each(**values: Any) -> Callable[[], Method]:
