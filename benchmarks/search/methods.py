@@ -74,10 +74,25 @@ def methods() -> dict[str, Method]:
         "TPE": ours(_budget(_tpe(of_128), grace_period=NEVER)),
         "TPE + ASHA": ours(_tpe(of_128)),
         "notebook's chain": Method(searching(notebook), both),
+        "notebook's stages, fast's space": Method(_respaced(notebook), {"": seed[-2:]}),
         "seed with ASHA": Method(searching(seed), both),
         "fast": changed(lambda stage: stage),
         **_designs(),
     }
+
+
+def _respaced(notebook: list[Stage]) -> list[Stage]:
+    """Return the notebook's searching stages over all that ``fast`` searches, from the first on."""
+    space = {**whole().space, "epochs": randint(2, 20)}
+    few = {name: space[name] for name in notebook[-1].space}
+    spaces = [space, narrowed(space), narrowed(space), narrowed(few)]
+    fixed = whole().fixed
+    return link(
+        [
+            dataclasses.replace(stage, space=each, only_for={}, fixed=fixed)
+            for stage, each in zip(searching(notebook), spaces, strict=True)
+        ]
+    )
 
 
 def whole() -> Stage:

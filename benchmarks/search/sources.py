@@ -1,8 +1,9 @@
-"""The images of each task: real photographs or digits, made from what scikit-learn ships.
+"""The images of each task: photographs and digits that scikit-learn ships, or drawn ones.
 
 ``patches``  Is a crop of a photograph real, or blended with a reconstruction of it?
 ``digits``   Is a noisy handwritten digit odd?
 ``scenes``   Is a noisy crop of the flower's photograph, and not of the temple's?
+``shapes``   Is a drawn ellipse in noise filled, and not an outline?
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ TILE = 36
 
 WRONG_LABELS = 0.04
 """Share of train's labels that are wrong, as in what is scraped."""
+
+NOISE = 0.9
+"""Of the drawn figures, beside a brightness of about 1."""
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
@@ -52,7 +56,7 @@ def load(task: str, counts: dict[str, int]) -> dict[str, Split]:
     """Make the splits of a task; nothing of one is seen in another.
 
     Args:
-        task: ``patches``, ``digits`` or ``scenes``.
+        task: One of ``TASKS``.
         counts: Images per split.
     """
     rng = np.random.default_rng(0)
@@ -107,11 +111,37 @@ def digits(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
     return made
 
 
+def shapes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Ellipses of 16 px, turned and moved, bright or dark, on a shaded ground with noise."""
+    made = {}
+    for name, count in counts.items():
+        labels = rng.random(count) < 0.5
+        made[name] = np.stack([_ellipse(rng, filled=label) for label in labels]), labels
+    return made
+
+
 TASKS: dict[str, Callable[[Random, dict[str, int]], dict[str, Labelled]]] = {
     "patches": patches,
     "digits": digits,
     "scenes": scenes,
+    "shapes": shapes,
 }
+
+
+def _ellipse(rng: Random, *, filled: bool) -> Array:
+    """Draw an ellipse with soft stripes, or its outline."""
+    across, down = np.meshgrid(*[np.arange(16) - rng.uniform(6, 9) for _ in range(2)])
+    turn = rng.uniform(0, np.pi)
+    x = across * np.cos(turn) + down * np.sin(turn)
+    y = down * np.cos(turn) - across * np.sin(turn)
+    radius = np.hypot(x / rng.uniform(4, 6.5), y / rng.uniform(3, 5))
+    inside = 1 / (1 + np.exp(8 * (radius - 1)))
+    if not filled:
+        inside *= 1 / (1 + np.exp(8 * (0.6 - radius)))
+    stripes = 0.3 * np.sin(x * rng.uniform(0.8, 2) + rng.uniform(0, 6))
+    ground = 0.05 * (across * rng.normal() + down * rng.normal())
+    brightness = rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)
+    return inside * (brightness + stripes) + ground + rng.normal(0, NOISE, x.shape)
 
 
 def _photos() -> list[Array]:

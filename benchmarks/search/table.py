@@ -52,7 +52,7 @@ QUICK_PROFILES = {
     "full": Profile(960, 600, half=False),
 }
 
-GRIDS = {"patches": Grid(), "digits": SMALL, "scenes": SMALL}
+GRIDS = {"patches": Grid(), "digits": SMALL, "scenes": SMALL, "shapes": SMALL}
 
 NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
     "patches": tuple(
@@ -70,6 +70,14 @@ NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
             *(("pixels", kind, width) for kind in ("deep", "conv")),
             *((extractor, "head", width) for extractor in ("dct", "spectrum")),
         )
+    ),
+    "shapes": tuple(
+        (*network, width)
+        for network in (
+            *(("pixels", kind) for kind in ("mixer", "mlp", "conv")),
+            ("dct", "head"),
+        )
+        for width in (16, 32)
     ),
 }
 """What a network sees, its kind and its width: one for each of a task's models."""
