@@ -1,14 +1,14 @@
 """Tables and any-time curves of what ``run.py`` kept.
 
-    python -m benchmarks.search.figure patches digits --out docs/search.png
+    python -m benchmarks.search.figure shapes patches digits scenes --out docs/search.png
 
-Tables come in Markdown on stdout: every method with its standard error, and what ``fast`` needs to
-reach the quality of another with an interval (2,000 bootstrap draws of the replicates of both).
+The tables of ``docs/search.md`` come in Markdown on stdout: every method on every task, ``fast``
+beside others with intervals (2,000 bootstrap draws of the replicates of both), and what was varied.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from benchmarks.search.table import HOME
 
 Rows = dict[str, list[Row]]
 
+OURS = "fast"
 NUM_DRAWS = 2000
-TARGETS = ("random 128, 3 candidates", "notebook's chain", "notebook's chain, 3 candidates")
+FULL_NUMBER = 40
+"""Replicates; where there are fewer, the table says so."""
+
+TARGETS = ("notebook's chain", "notebook's chain, 3 candidates", "random 128, 3 candidates")
 SHOWN = {
     "fast": "tab:red",
     "notebook's chain": "black",
@@ -38,13 +42,14 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--out", type=Path, help="Write the any-time curves here.")
     options = parser.parse_args()
+    found = {task: grouped(rows_of(HOME / task / "methods.jsonl")) for task in options.tasks}
+    print(methods_table(found))
+    print(f"\n{comparison(found)}")
     for task in options.tasks:
-        for what in ("methods", "parallel", "variants", "worlds"):
+        for what in ("parallel", "variants", "worlds"):
             rows = grouped(rows_of(HOME / task / f"{what}.jsonl"))
             if rows:
                 print(f"\n{task}, {what}\n\n{summary(rows)}")
-            if what == "methods":
-                print(f"\n{comparison(rows)}")
     if options.out:
         draw(options.tasks, options.out)
 
@@ -58,19 +63,40 @@ def grouped(rows: Sequence[Row]) -> Rows:
     return found
 
 
+def methods_table(found: Mapping[str, Rows]) -> str:
+    """Return a table of the methods on every task; hours are those of the notebook's GPU."""
+    names = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    heads = [f" {task}: search + full, h | test AUROC |" for task in found]
+    lines = [f"| method |{''.join(heads)}", f"|---|{'--:|--:|' * len(found)}"]
+    for name in names:
+        cells = [_cells(rows[name]) if name in rows else "| |" for rows in found.values()]
+        lines.append(f"| {name} |{''.join(cells)}")
+    return "\n".join(lines)
+
+
+def _cells(rows: Sequence[Row]) -> str:
+    fewer = f" ({len(rows)})" if len(rows) < FULL_NUMBER else ""
+    hours = f"{mean(rows, 'search'):.1f} + {mean(rows, 'full'):.1f}"
+    return f" {hours} | {auroc(rows)}{fewer} |"
+
+
+def auroc(rows: Sequence[Row]) -> str:
+    """Return the mean on test with its standard error."""
+    return f"{mean(rows, 'test'):.4f} +- {error(rows):.4f}".replace("0.", ".")
+
+
 def summary(rows: Rows) -> str:
-    """Return a table of the methods, hours in those of the notebook's GPU."""
+    """Return a table of what was varied on one task."""
     lines = [
-        "| method | n | search h | wall h | full h | total h | finished | test AUROC |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| what | n | search, h | on the wall, h | all, h | finished | test AUROC |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, found in rows.items():
         search, wall, full, finished = (
             mean(found, key) for key in ("search", "wall", "full", "finished")
         )
-        test = f"{mean(found, 'test'):.4f} +- {error(found):.4f}"
-        hours = f"{search:.1f} | {wall:.1f} | {full:.1f} | {search + full:.1f}"
-        lines.append(f"| {name} | {len(found)} | {hours} | {finished:.0f} | {test} |")
+        hours = f"{search:.1f} | {wall:.1f} | {search + full:.1f}"
+        lines.append(f"| {name} | {len(found)} | {hours} | {finished:.0f} | {auroc(found)} |")
     return "\n".join(lines)
 
 
@@ -83,64 +109,69 @@ def error(rows: Sequence[Row]) -> float:
     return float(np.std([row["test"] for row in rows], ddof=1) / math.sqrt(len(rows)))
 
 
-def comparison(rows: Rows, ours: str = "fast") -> str:
-    """Return a table of what ``fast`` has and needs, against other methods."""
+def comparison(found: Mapping[str, Rows]) -> str:
+    """Return a table of ``fast`` beside other methods: quality, compute, and what it would need.
+
+    ``to reach it`` is the share of their total at which our curve is no lower from there on.
+    """
     lines = [
-        "| against | difference of AUROC | share of its search | share of its total "
-        "| to reach it: search | to reach it: total | reached |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| table | against | less theirs | its search | its total | to reach it | no worse in |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
-    for name in TARGETS:
-        if name not in rows or ours not in rows:
-            continue
-        gain = mean(rows[ours], "test") - mean(rows[name], "test")
-        spread = math.hypot(error(rows[ours]), error(rows[name]))
-        spent = [f"{share(rows[ours], rows[name], key):.2f}" for key in ("search", "total")]
-        draws = reached(rows[ours], rows[name])
-        cells = [interval(draws[:, 0]), interval(draws[:, 1])]
-        often = f"{np.isfinite(draws[:, 0]).mean():.0%}"
-        parts = [name, f"{gain:+.4f} +- {spread:.4f}", *spent, *cells, often]
-        lines.append(f"| {' | '.join(parts)} |")
+    for task, rows in found.items():
+        for name in TARGETS:
+            if name in rows and OURS in rows:
+                lines.append(f"| {task} | {name} | {_compared(rows[OURS], rows[name])} |")
     return "\n".join(lines)
 
 
-def share(ours: Sequence[Row], theirs: Sequence[Row], key: str) -> float:
-    return _hours(ours, key) / _hours(theirs, key)
+def _compared(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
+    gain = mean(ours, "test") - mean(theirs, "test")
+    spread = math.hypot(error(ours), error(theirs))
+    needs, spent, better = drawn(ours, theirs)
+    parts = [
+        f"{gain:+.4f} +- {spread:.4f}".replace("0.", "."),
+        *(interval(spent[:, column]) for column in (0, 1)),
+        interval(needs),
+        f"{better.mean():.0%}",
+    ]
+    return " | ".join(parts)
 
 
-def _hours(rows: Sequence[Row], key: str) -> float:
-    return mean(rows, "search") + (mean(rows, "full") if key == "total" else 0.0)
-
-
-def reached(ours: Sequence[Row], theirs: Sequence[Row]) -> NDArray[Any]:
-    """Return the shares of their search and total from which on our mean is no less than theirs.
-
-    One for each draw; infinite where it is less at our end. A first crossing alone would not do:
-    of many noisy points one is soon above.
+def drawn(
+    ours: Sequence[Row], theirs: Sequence[Row]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return what comes of each bootstrap draw of the replicates of both.
 
     Returns:
-        (draws, 2)
+        The share of their total from which on our mean is no less than theirs, infinite where it
+        is less at our end (a first crossing alone would not do: of many noisy points one is soon
+        above); our shares of their search and total, (draws, 2); and whether we end no lower.
     """
     rng = np.random.default_rng(0)
     values = np.column_stack([_curves(ours), [row["test"] for row in ours]])
-    full = np.array([row["full"] for row in ours])
-    ends = np.array([row["search"] for row in ours])
+    (search, full), (their_search, their_full) = (_hours(rows) for rows in (ours, theirs))
     final = np.array([row["test"] for row in theirs])
-    search = np.array([row["search"] for row in theirs])
-    rest = np.array([row["full"] for row in theirs])
-    draws = np.full((NUM_DRAWS, 2), np.inf)
-    for draw in draws:
-        mine, other = (
-            rng.integers(len(ours), size=len(ours)),
-            rng.integers(len(theirs), size=len(theirs)),
+    needs, spent = np.full(NUM_DRAWS, np.inf), np.empty((NUM_DRAWS, 2))
+    for draw in range(NUM_DRAWS):
+        mine, other = (rng.integers(len(rows), size=len(rows)) for rows in (ours, theirs))
+        total = (their_search + their_full)[other].mean()
+        spent[draw] = (
+            search[mine].mean() / their_search[other].mean(),
+            (search + full)[mine].mean() / total,
         )
         enough = values[mine].mean(0) >= final[other].mean()
         good = np.flatnonzero(np.logical_and.accumulate(enough[::-1])[::-1])
         if len(good):
-            hours = min((*HOURS, math.inf)[good[0]], ends[mine].mean())
-            draw[0] = hours / search[other].mean()
-            draw[1] = (hours + full[mine].mean()) / (search[other] + rest[other]).mean()
-    return draws
+            hours = min((*HOURS, math.inf)[good[0]], search[mine].mean())
+            needs[draw] = (hours + full[mine].mean()) / total
+    return needs, spent, np.isfinite(needs)
+
+
+def _hours(rows: Sequence[Row]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the hours of search and of what follows, (replicates,) each."""
+    search, full = (np.array([row[key] for row in rows]) for key in ("search", "full"))
+    return search, full
 
 
 def _curves(rows: Sequence[Row]) -> NDArray[Any]:
@@ -150,7 +181,7 @@ def _curves(rows: Sequence[Row]) -> NDArray[Any]:
 
 def interval(values: NDArray[Any]) -> str:
     low, middle, high = np.quantile(values, (0.025, 0.5, 0.975), method="nearest")
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "-")
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "-").replace("0.", ".")
 
 
 def draw(tasks: Sequence[str], path: Path) -> None:

@@ -161,18 +161,24 @@ def ours(*stages: Stage) -> Method:
 def variants() -> dict[str, Callable[[], Method]]:
     """Return what is changed in ``fast``, one thing at a time, by what it says in the table."""
     made: dict[str, Callable[[], Method]] = {"as it is": _with_candidates}
-    for factor in (2, 3, 8):
-        made[f"reduction factor {factor}"] = _each(reduction_factor=factor)
-    for grace in (1, 4, NEVER):
-        made[f"first rung at tick {grace}" if grace < NEVER else "no stopping"] = _each(
-            grace_period=grace
-        )
-    for first, second in ((32, 12), (48, 24), (96, 24), (64, 48)):
-        made[f"{first} + {second} trials"] = _split(first, second)
-    for epochs in (4, 16):
-        made[f"{epochs} epochs in explore"] = _explored(epochs)
-    made["one stage of 88, 8 epochs"] = lambda: ours(_budget(folder("fast")[0], num_trials=88))
-    made["TPE in exploit"] = lambda: changed(lambda stage: _tpe(stage) if stage.after else stage)
+    for factor in (2, 4, 8):
+        made[f"reduction factor {factor}"] = _both(reduction_factor=factor)
+    for grace in (1, 4):
+        made[f"first rung of explore at tick {grace}"] = _explored(grace_period=grace)
+    made["first rung of exploit at tick 4"] = _exploited(grace_period=4)
+    made["exploit not stopped"] = _exploited(grace_period=NEVER)
+    made["nothing stopped"] = _both(grace_period=NEVER)
+    for count in (40, 120):
+        made[f"{count} + 10 trials"] = _explored(num_trials=count)
+    for count in (6, 20):
+        made[f"80 + {count} trials"] = _exploited(num_trials=count)
+    for epochs in (8, 16):
+        made[f"{epochs} epochs in explore"] = _explored(epochs=epochs)
+    made["8 epochs in exploit"] = _exploited(epochs=8)
+    for count in (0, 10):
+        made[f"{count} of explore's best in exploit"] = _replaced(enqueue=count)
+    made["all of the space from explore on"] = lambda: changed(_spread)
+    made["TPE in explore"] = lambda: changed(lambda stage: stage if stage.after else _tpe(stage))
     made["its known good point first"] = lambda: changed(_known)
     made["three bad points first"] = lambda: changed(_misled)
     made["the best learning rates cut off"] = lambda: changed(_cut_off)
@@ -181,10 +187,13 @@ def variants() -> dict[str, Callable[[], Method]]:
 
 
 def _with_candidates() -> Method:
-    """``fast`` with 3 candidates, and with other numbers of them behind the same search."""
+    """``fast`` with 3 candidates of both searches, and with others behind the same search."""
     method = changed(lambda stage: stage)
-    others = {f": {count} candidates": full_and_final(count, None) for count in (1, 2, 6)}
-    others[": all of 16 epochs"] = full_and_final()
+    others = {
+        f": {count} candidates": full_and_final(count, None, "searches") for count in (1, 2, 6)
+    }
+    others[": all of 16 epochs"] = full_and_final(pick_from="searches")
+    others[": candidates of exploit alone"] = full_and_final(epochs=None)
     return dataclasses.replace(method, ends=method.ends | others)
 
 
@@ -194,19 +203,30 @@ def changed(change: Callable[[Stage], Stage]) -> Method:
     return Method(stages, {"": full_and_final(epochs=None, pick_from="searches")})
 
 
-def _each(**values: Any) -> Callable[[], Method]:
+def _both(**values: Any) -> Callable[[], Method]:
     return lambda: changed(lambda stage: _budget(stage, **values))
 
 
-def _explored(epochs: int) -> Callable[[], Method]:
-    return lambda: changed(lambda stage: stage if stage.after else _budget(stage, epochs=epochs))
+def _explored(**values: Any) -> Callable[[], Method]:
+    return lambda: changed(lambda stage: stage if stage.after else _budget(stage, **values))
 
 
-def _split(first: int, second: int) -> Callable[[], Method]:
-    """``fast`` with so many trials in its stages."""
+def _exploited(**values: Any) -> Callable[[], Method]:
+    return lambda: changed(lambda stage: _budget(stage, **values) if stage.after else stage)
+
+
+def _replaced(**values: Any) -> Callable[[], Method]:
+    """``fast`` with other fields of exploit."""
     return lambda: changed(
-        lambda stage: _budget(stage, num_trials=second if stage.after else first)
+        lambda stage: dataclasses.replace(stage, **values) if stage.after else stage
     )
+
+
+def _spread(stage: Stage) -> Stage:
+    """Search in explore, too, what only exploit does."""
+    space = whole().space
+    found = space if stage.after is None else narrowed(space)
+    return dataclasses.replace(stage, space=found, fixed=whole().fixed)
 
 
 def _budget(stage: Stage, **values: Any) -> Stage:
@@ -242,5 +262,5 @@ def _misled(stage: Stage) -> Stage:
     if stage.after is not None:
         return stage
     models = original(stage.space["model"]).choices  # type: ignore[attr-defined]
-    bad = tuple({"model": model, "lr": 1.1e-5, "layer_decay": 0.6} for model in models[:3])
+    bad = tuple({"model": model, "lr": 1.1e-5} for model in models[:3])
     return dataclasses.replace(stage, first=bad)

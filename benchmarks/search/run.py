@@ -8,6 +8,7 @@ one replicate a line; what is there already is not played again.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -122,9 +123,10 @@ def _methods() -> Plan:
 
 def _parallel() -> Plan:
     found = methods.methods()
-    for places in (4, 16):
-        for name in ("random + ASHA", "TPE + ASHA", "seed with ASHA", "fast"):
-            yield name, found[name], {"places": places}
+    for name in ("fast", "random + ASHA", "random 128", "notebook's chain"):
+        ends = {end: stages for end, stages in found[name].ends.items() if "16" not in end}
+        for places in (1, 4, 16):
+            yield name, dataclasses.replace(found[name], ends=ends), {"places": places}
 
 
 def _variants() -> Plan:
@@ -135,6 +137,7 @@ def _variants() -> Plan:
 def _worlds() -> Plan:
     """``fast`` in other worlds: what the rungs see, the noise of val, the number of images."""
     fast = methods.methods()["fast"]
+    yield "as it is", fast, {}
     yield "newest score instead of the best so far", fast, {"score": "raw"}
     yield "a quarter of val", fast, {"score": "small"}
     yield "320 reduced images", fast, {"reduced": "reduced-320"}
