@@ -104,7 +104,7 @@ def whole() -> Stage:
 
 
 def _designs() -> dict[str, Method]:
-    """Return ``fast`` as it was at first, before ``digits`` was opened, and before ``scenes``."""
+    """Return ``fast`` as it was at first, and before ``digits``, ``scenes`` and ``shapes``."""
     explore = whole()
     exploit = dataclasses.replace(
         explore, name="exploit", after=explore, space=narrowed(explore.space), enqueue=2
@@ -116,10 +116,14 @@ def _designs() -> dict[str, Method]:
     lengths = {**third.space, "epochs": randint(4, 20)}
     third = dataclasses.replace(third, space=lengths, enqueue=4)
     ends = {"": full_and_final()}
+    short, long = (_budget(stage, reduction_factor=3) for stage in searching(folder("fast")))
+    fourth = [_budget(short, num_trials=80, grace_period=2), long]
+    best_of_both = {"": full_and_final(epochs=None, pick_from="searches")}
     return {
         "fast's first design": Method([first, then], ends),
         "fast's second design": Method([explore, second], ends),
         "fast's third design": Method([explore, third], {"": full_and_final(epochs=None)}),
+        "fast's fourth design": Method(fourth, best_of_both),
     }
 
 
@@ -161,17 +165,17 @@ def ours(*stages: Stage) -> Method:
 def variants() -> dict[str, Callable[[], Method]]:
     """Return what is changed in ``fast``, one thing at a time, by what it says in the table."""
     made: dict[str, Callable[[], Method]] = {"as it is": _with_candidates}
-    for factor in (2, 4, 8):
+    for factor in (2, 3, 8):
         made[f"reduction factor {factor}"] = _both(reduction_factor=factor)
-    for grace in (1, 4):
+    for grace in (1, 2, 8):
         made[f"first rung of explore at tick {grace}"] = _explored(grace_period=grace)
     made["first rung of exploit at tick 4"] = _exploited(grace_period=4)
     made["exploit not stopped"] = _exploited(grace_period=NEVER)
     made["nothing stopped"] = _both(grace_period=NEVER)
-    for count in (40, 120):
+    for count in (28, 112):
         made[f"{count} + 10 trials"] = _explored(num_trials=count)
     for count in (6, 20):
-        made[f"80 + {count} trials"] = _exploited(num_trials=count)
+        made[f"56 + {count} trials"] = _exploited(num_trials=count)
     for epochs in (8, 16):
         made[f"{epochs} epochs in explore"] = _explored(epochs=epochs)
     made["8 epochs in exploit"] = _exploited(epochs=8)

@@ -1,8 +1,8 @@
 """Fast 1, explore: random search with early stopping; short trainings without augmentation.
 
 Asks    Which backbones and what order of learning rate deserve more compute?
-Spends  80 trials on the reduced profile, at most 4 epochs each; ASHA keeps one in three, from the
-        second tick on: in the first the learning rate is still low, and ranks say little.
+Spends  56 trials on the reduced profile, at most 4 epochs each; ASHA keeps one in four, once, at
+        tick 5: before, the learning rate still rises, and what is slow to start looks hopeless.
 Run     aiornot tune fast --data data/prepared
 Found   -
 """
@@ -40,5 +40,5 @@ stage = Stage(
     ),
     sampler="random",
     data="reduced",
-    budget=Budget(num_trials=80, epochs=4, grace_period=2, reduction_factor=3),
+    budget=Budget(num_trials=56, epochs=4, grace_period=5),
 )
