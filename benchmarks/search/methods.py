@@ -67,17 +67,17 @@ def methods() -> dict[str, Method]:
     three = {", 3 candidates": own, ", 3 x 16 epochs": full_and_final()}
     both = {"": seed[-2:], **three}
     return {
-        "random 128": Method([free], three),
-        "random 128, 8 epochs": ours(_budget(of_128, grace_period=NEVER)),
-        "one epoch, top 3": dataclasses.replace(ours(_budget(of_128, epochs=16)), last_tick=1),
-        "random + ASHA": ours(of_128),
-        "TPE": ours(_budget(_tpe(of_128), grace_period=NEVER)),
-        "TPE + ASHA": ours(_tpe(of_128)),
+        "fast": changed(lambda stage: stage),
+        **_designs(),
         "notebook's chain": Method(searching(notebook), both),
         "notebook's stages, fast's space": Method(_respaced(notebook), {"": seed[-2:]}),
         "seed with ASHA": Method(searching(seed), both),
-        "fast": changed(lambda stage: stage),
-        **_designs(),
+        "random 128": Method([free], three),
+        "random 128, 8 epochs": ours(_budget(of_128, grace_period=NEVER)),
+        "random + ASHA": ours(of_128),
+        "one epoch, top 3": dataclasses.replace(ours(_budget(of_128, epochs=16)), last_tick=1),
+        "TPE": ours(_budget(_tpe(of_128), grace_period=NEVER)),
+        "TPE + ASHA": ours(_tpe(of_128)),
     }
 
 
