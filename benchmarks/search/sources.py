@@ -4,6 +4,7 @@
 ``digits``   Is a noisy handwritten digit odd?
 ``scenes``   Is a noisy crop of the flower's photograph, and not of the temple's?
 ``shapes``   Is a drawn ellipse in noise filled, and not an outline?
+``stripes``  Do drawn stripes in noise run rather down than across?
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ TILE = 36
 WRONG_LABELS = 0.04
 """Share of train's labels that are wrong, as in what is scraped."""
 
-NOISE = 0.9
-"""Of the drawn figures, beside a brightness of about 1."""
+NOISE = {"shapes": 0.9, "stripes": 2.2}
+"""Of what is drawn, beside a brightness of about 1."""
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
@@ -120,11 +121,25 @@ def shapes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
     return made
 
 
+def stripes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Stripes of 16 px of any direction, width and phase, and noise."""
+    across, down = np.meshgrid(np.arange(16), np.arange(16))
+    made = {}
+    for name, count in counts.items():
+        turn, phase = (rng.uniform(0, high, (count, 1, 1)) for high in (np.pi, 2 * np.pi))
+        place = across * np.cos(turn) + down * np.sin(turn)
+        images = np.sin(2 * np.pi * place / rng.uniform(5, 9, (count, 1, 1)) + phase)
+        images += rng.normal(0, NOISE["stripes"], images.shape)
+        made[name] = images, (np.abs(np.cos(turn)) > np.abs(np.sin(turn))).ravel()
+    return made
+
+
 TASKS: dict[str, Callable[[Random, dict[str, int]], dict[str, Labelled]]] = {
     "patches": patches,
     "digits": digits,
     "scenes": scenes,
     "shapes": shapes,
+    "stripes": stripes,
 }
 
 
@@ -141,7 +156,7 @@ def _ellipse(rng: Random, *, filled: bool) -> Array:
     stripes = 0.3 * np.sin(x * rng.uniform(0.8, 2) + rng.uniform(0, 6))
     ground = 0.05 * (across * rng.normal() + down * rng.normal())
     brightness = rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)
-    return inside * (brightness + stripes) + ground + rng.normal(0, NOISE, x.shape)
+    return inside * (brightness + stripes) + ground + rng.normal(0, NOISE["shapes"], x.shape)
 
 
 def _photos() -> list[Array]:

@@ -52,7 +52,7 @@ QUICK_PROFILES = {
     "full": Profile(960, 600, half=False),
 }
 
-GRIDS = {"patches": Grid(), "digits": SMALL, "scenes": SMALL, "shapes": SMALL}
+GRIDS = {"patches": Grid()} | dict.fromkeys(("digits", "scenes", "shapes", "stripes"), SMALL)
 
 NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
     "patches": tuple(
@@ -76,6 +76,14 @@ NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
         for network in (
             *(("pixels", kind) for kind in ("mixer", "mlp", "conv")),
             ("dct", "head"),
+        )
+        for width in (16, 32)
+    ),
+    "stripes": tuple(
+        (*network, width)
+        for network in (
+            *(("pixels", kind) for kind in ("conv", "deep")),
+            *((extractor, "head") for extractor in ("convolution", "dct")),
         )
         for width in (16, 32)
     ),
