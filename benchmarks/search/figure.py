@@ -25,6 +25,9 @@ Rows = dict[str, list[Row]]
 
 OURS = ("fast", "fast's fourth design")
 NUM_DRAWS = 2000
+PANELS = 3
+"""Side by side in the figure; the legend stands where the last row ends."""
+
 FULL_NUMBER = 40
 """Replicates; where there are fewer, the table says so."""
 
@@ -67,21 +70,19 @@ def grouped(rows: Sequence[Row]) -> Rows:
 
 
 def methods_table(found: Mapping[str, Rows]) -> str:
-    """Return a table of the methods on every task; hours are those of the notebook's GPU."""
+    """Return a table of the methods on every task, with hours of search and of what follows."""
     ordered = [name + end for name, each in methods.methods().items() for end in each.ends]
     names = [name for name in ordered if any(name in rows for rows in found.values())]
-    heads = [f" {task}: search + full, h | test AUROC |" for task in found]
-    lines = [f"| method |{''.join(heads)}", f"|---|{'--:|--:|' * len(found)}"]
+    lines = [f"| method | {' | '.join(found)} |", f"|---|{'--:|' * len(found)}"]
     for name in names:
-        cells = [_cells(rows[name]) if name in rows else "| |" for rows in found.values()]
-        lines.append(f"| {name} |{''.join(cells)}")
+        cells = [_cell(rows[name]) if name in rows else "" for rows in found.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cells(rows: Sequence[Row]) -> str:
-    fewer = f" ({len(rows)})" if len(rows) < FULL_NUMBER else ""
-    hours = f"{mean(rows, 'search'):.1f} + {mean(rows, 'full'):.1f}"
-    return f" {hours} | {auroc(rows)}{fewer} |"
+def _cell(rows: Sequence[Row]) -> str:
+    fewer = f", {len(rows)}" if len(rows) < FULL_NUMBER else ""
+    return f"{auroc(rows)} ({mean(rows, 'search'):.1f} + {mean(rows, 'full'):.1f}{fewer})"
 
 
 def auroc(rows: Sequence[Row]) -> str:
@@ -191,8 +192,13 @@ def interval(values: NDArray[Any]) -> str:
 
 def draw(tasks: Sequence[str], path: Path) -> None:
     """Draw the mean AUROC on test by hours of search, one panel a task, with standard errors."""
-    figure, panels = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 4), squeeze=False)
-    for panel, task in zip(panels[0], tasks, strict=True):
+    across = min(len(tasks), PANELS)
+    down = math.ceil(len(tasks) / across)
+    figure, grid = plt.subplots(down, across, figsize=(5 * across, 3.7 * down), squeeze=False)
+    panels = grid.ravel()
+    for panel in panels[len(tasks) :]:
+        panel.set_axis_off()
+    for panel, task in zip(panels, tasks, strict=False):
         rows = grouped(rows_of(HOME / task / "methods.jsonl"))
         for name, colour in SHOWN.items():
             if name in rows:
@@ -200,7 +206,7 @@ def draw(tasks: Sequence[str], path: Path) -> None:
         best = max(mean(rows[name], "test") for name in SHOWN if name in rows)
         worst = min(mean(rows[name], "test") for name in SHOWN if name in rows)
         spread = best - worst
-        panel.set_ylim(worst - 2 * spread - 0.002, best + 0.3 * spread + 0.001)
+        panel.set_ylim(worst - 0.5 * spread - 0.002, best + 0.2 * spread + 0.001)
         panel.set_xscale("log")
         ticks = [0.1, 0.3, 1, 3, 10]
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -208,10 +214,10 @@ def draw(tasks: Sequence[str], path: Path) -> None:
         panel.set_ylabel("AUROC on test of what is delivered")
         panel.set_title(task)
         panel.grid(alpha=0.3)
-    drawn = {line.get_label(): line for panel in panels[0] for line in panel.get_lines()}
+    drawn = {line.get_label(): line for panel in panels for line in panel.get_lines()}
     names = [name for name in SHOWN if name in drawn]
-    figure.legend([drawn[name] for name in names], names, loc="lower center", ncol=len(names))
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend([drawn[name] for name in names], names, loc="lower right")
+    figure.tight_layout()
     figure.savefig(path, dpi=130)
 
 
