@@ -50,7 +50,7 @@ def test_the_cut_is_the_one_the_scheduler_used(grace, factor):
 
 
 def test_without_evidence_there_is_no_cut():
-    budget = Budget(num_trials=1, reduction_factor=2)
+    budget = Budget(num_trials=1, grace_period=1, reduction_factor=2)
     low, high = make(0, [0.6], start=9.0), make(1, [0.7, 0.8, 0.8], state="running")
     assert asha.cut(low, [low, high], budget) == 0.7
     assert asha.cut(low, [low], budget) is None  # nothing came before it

@@ -243,7 +243,7 @@ def test_a_spent_budget_ends_the_search_and_a_larger_one_reopens_it(home):
 def test_trials_that_are_ray_train_runs_leave_when_told_and_leave_nothing_behind(home):
     (home / "prepared/full.h5").unlink()
     prepare(home / "prepared/full.h5")  # hard enough for the bad trial to be the worse one at once
-    explore = 'trainer="ray_train", budget=Budget(num_trials=2, epochs=3),'
+    explore = 'trainer="ray_train", budget=Budget(num_trials=2, epochs=3, grace_period=1),'
     result = tune(explore, "--workers", "2")
     assert result.code == 0, result.err
     good, bad = trials().values()

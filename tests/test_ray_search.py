@@ -48,7 +48,7 @@ def plan(
         space=SPACE,
         sampler=sampler,
         seeds=seeds,
-        budget=budget or Budget(num_trials=num_trials),
+        budget=budget or Budget(num_trials=num_trials, grace_period=1),
     )
     origins = [f"from parent-{number:03d}" for number in range(len(first))]
     return Plan(
@@ -665,7 +665,7 @@ def test_the_rungs_that_select_ranks_by_are_those_that_decide():
 
 
 def test_three_of_four_are_stopped_at_a_rung():
-    rungs = Rungs(Budget(num_trials=1))
+    rungs = Rungs(Budget(num_trials=1, grace_period=1))
     decisions = [
         rungs.decide(f"t{n}", {"tick": 1, "score": score})
         for n, score in enumerate([0.5, 0.6, 0.7, 0.8, 0.72, 0.74, 0.9, 0.5])
@@ -696,7 +696,7 @@ def test_a_repeated_tick_changes_nothing():
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_is_the_worst_there_is(score):
-    rungs = Rungs(Budget(num_trials=1))
+    rungs = Rungs(Budget(num_trials=1, grace_period=1))
     for number in range(4):
         rungs.decide(f"t{number}", {"tick": 1, "score": 0.6})
     assert rungs.decide("bad", {"tick": 1, "score": score}) == TrialScheduler.STOP
@@ -707,7 +707,7 @@ def test_a_score_that_is_no_number_is_the_worst_there_is(score):
 
 
 def test_a_diverged_trial_scores_zero_and_is_never_let_on_for_it():
-    rungs = Rungs(Budget(num_trials=1))
+    rungs = Rungs(Budget(num_trials=1, grace_period=1))
     rungs.decide("a", {"tick": 1, "score": 0.5})
     diverged = {"tick": 1, "score": 0.0, "diverged": 1.0, "finished": 1.0}
     assert rungs.decide("b", diverged) == TrialScheduler.STOP
@@ -755,7 +755,7 @@ def test_the_rungs_after_a_replay_are_those_of_the_live_search_at_every_write(co
 
 def test_a_rung_that_was_skipped_is_not_filled_later():
     """A trial may go on from a checkpoint although its file in the ledger was deleted."""
-    rungs = Rungs(Budget(num_trials=2))
+    rungs = Rungs(Budget(num_trials=2, grace_period=1))
     for tick in (5, 6, 7):
         rungs.decide("late", {"tick": tick, "score": 0.9})
     assert rungs.rungs() == {1: {}, 4: {}, 16: {}}
@@ -771,7 +771,7 @@ def test_a_clock_that_was_set_back_does_not_spoil_the_rungs():
     for trial in trials:
         for tick in trial.ticks[trial.tick // 2 :]:
             tick["time"] -= 1e6
-    replayed = Rungs(Budget(num_trials=8), trials=trials).rungs()
+    replayed = Rungs(Budget(num_trials=8, grace_period=1), trials=trials).rungs()
     for rung, found in replayed.items():
         by_id = {trial.id: trial for trial in trials}
         assert found == {

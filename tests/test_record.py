@@ -390,7 +390,7 @@ def test_the_number_of_trials_may_change(data, parent):
         ),
         ({"sampler": "tpe"}, ["sampler was 'random', is 'tpe'"]),
         ({"seeds": (1,)}, ["seeds was [0], is [1]"]),
-        ({"budget": Budget(num_trials=8, grace_period=2)}, ["budget.grace_period was 1, is 2"]),
+        ({"budget": Budget(num_trials=8, grace_period=2)}, ["budget.grace_period was 5, is 2"]),
         (
             {"budget": Budget(num_trials=8, train_fraction=0.5), "data": "full"},
             ["budget.train_fraction was 1.0, is 0.5", "data was 'reduced', is 'full'"],

@@ -61,7 +61,7 @@ def test_one_limit_that_is_reached_is_enough(wall, device):
 
 def test_the_share_of_a_search_is_that_of_the_replayed_ones():
     """.0625 for all, .30 of them go on to a quarter, .09 to the end; never stopped is all of it."""
-    share = spending.expected_share(Budget(num_trials=48, reduction_factor=4))
+    share = spending.expected_share(Budget(num_trials=48, grace_period=1))
     assert share == pytest.approx(0.0625 + 0.30 * 0.1875 + 0.09 * 0.75)
     assert spending.expected_share(Budget(num_trials=48, grace_period=16)) == 1.0
 

@@ -72,8 +72,9 @@ class Budget:
     epochs: int | None = None
     """None: ``epochs`` is searched or fixed by the stage."""
     train_fraction: float = 1.0
-    grace_period: int = 1
-    """Ticks of 16 before a trial may be stopped; 16 never stops one."""
+    grace_period: int = 5
+    """Ticks of 16 before a trial may be stopped; 16 never stops one. Until the fifth the learning
+    rate rises (``pct_start`` .3), and what is slow to start looks hopeless (docs/search.md)."""
     reduction_factor: int = 4
     """ASHA keeps one in this many at each rung."""
 
