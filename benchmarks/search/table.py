@@ -54,15 +54,16 @@ QUICK_PROFILES = {
 
 GRIDS = {"patches": Grid()} | dict.fromkeys(("digits", "scenes", "shapes", "stripes"), SMALL)
 
+
+def _of_two_widths(*networks: tuple[str, str]) -> tuple[tuple[str, str, int], ...]:
+    return tuple((*network, width) for network in networks for width in (16, 32))
+
+
 NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
-    "patches": tuple(
-        (extractor, "head", width)
-        for extractor in ("dct", "clusters", "convolution", "spectrum")
-        for width in (16, 32)
+    "patches": _of_two_widths(
+        *((extractor, "head") for extractor in ("dct", "clusters", "convolution", "spectrum"))
     ),
-    "digits": tuple(
-        ("pixels", kind, width) for kind in ("mlp", "deep", "conv", "mixer") for width in (16, 32)
-    ),
+    "digits": _of_two_widths(*(("pixels", kind) for kind in ("mlp", "deep", "conv", "mixer"))),
     "scenes": tuple(
         network
         for width in (16, 32)
@@ -71,21 +72,12 @@ NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
             *((extractor, "head", width) for extractor in ("dct", "spectrum")),
         )
     ),
-    "shapes": tuple(
-        (*network, width)
-        for network in (
-            *(("pixels", kind) for kind in ("mixer", "mlp", "conv")),
-            ("dct", "head"),
-        )
-        for width in (16, 32)
+    "shapes": _of_two_widths(
+        *(("pixels", kind) for kind in ("mixer", "mlp", "conv")), ("dct", "head")
     ),
-    "stripes": tuple(
-        (*network, width)
-        for network in (
-            *(("pixels", kind) for kind in ("conv", "deep")),
-            *((extractor, "head") for extractor in ("convolution", "dct")),
-        )
-        for width in (16, 32)
+    "stripes": _of_two_widths(
+        *(("pixels", kind) for kind in ("conv", "deep")),
+        *((extractor, "head") for extractor in ("convolution", "dct")),
     ),
 }
 """What a network sees, its kind and its width: one for each of a task's models."""

@@ -21,6 +21,10 @@ T = TypeVar("T")
 NETWORK = "10.77.0.0/24"
 HOSTS = {"head": "10.77.0.10", "w1": "10.77.0.11", "w2": "10.77.0.12", "laptop": "10.77.0.1"}
 API = "http://127.0.0.1:8265"
+
+TOKEN = '-H "Authorization: Bearer $(cat ~/.ray/auth_token)"'
+"""What curl is told, in a shell of whoever may ask."""
+
 STORE_BYTES = 150_000_000
 
 
@@ -34,7 +38,7 @@ def wait(what: str, ask: Callable[[], T], seconds: float, *, every: float = 1.0)
     raise AssertionError(f"{what}: not within {seconds:.0f} s")
 
 
-def fill_in(text: str, **changes: Any) -> dict[str, Any]:
+def fill_in(text: str) -> dict[str, Any]:
     """Return a cluster file of provider ``local`` for the hosts of the lab.
 
     Addresses and key are filled in, as a user would; hosts that share two cores get a core each
@@ -46,7 +50,7 @@ def fill_in(text: str, **changes: Any) -> dict[str, Any]:
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": "~/.ssh/id"}
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         config[key] = [_small(command) for command in config[key]]
-    return config | changes
+    return config
 
 
 def _small(command: str) -> str:
@@ -89,19 +93,13 @@ def listed(host: Host, what: str) -> list[dict[str, Any]]:
 
     Not by ``ray list``, which needs ten seconds on a busy machine.
     """
-    token = '-H "Authorization: Bearer $(cat ~/.ray/auth_token)"'
     url = f"{API}/api/v0/{what}?detail=0&limit=1000"
-    answer = host.run(f"curl -s -m 10 {token} '{url}'", check=False).stdout
+    answer = host.run(f"curl -s -m 10 {TOKEN} '{url}'", check=False).stdout
     try:
         found: list[dict[str, Any]] = json.loads(answer)["data"]["result"]["result"]
     except (ValueError, KeyError, TypeError):
         return []
     return found
-
-
-def alive(head: Host) -> int:
-    """Return how many nodes of a cluster live, the head among them."""
-    return sum(node["state"] == "ALIVE" for node in listed(head, "nodes"))
 
 
 class Launcher:
@@ -144,7 +142,7 @@ class Launcher:
 
     def alive(self) -> int:
         """Return how many nodes of the cluster live, the head among them."""
-        return alive(self.head)
+        return sum(node["state"] == "ALIVE" for node in listed(self.head, "nodes"))
 
     def open_tunnel(self) -> None:
         self._tunnel = self.laptop.start(f"cd {REPOSITORY}; exec ray dashboard ~/cluster.yaml")
@@ -159,8 +157,7 @@ class Launcher:
             self.laptop.run("ps -eo pid=,args= | awk '/[s]sh .*8265/ {print $1}' | xargs -r kill")
 
     def ask(self, path: str) -> str:
-        token = '-H "Authorization: Bearer $(cat ~/.ray/auth_token)"'
-        return self.laptop.run(f"curl -s -m 5 {token} {API}{path}", check=False).stdout
+        return self.laptop.run(f"curl -s -m 5 {TOKEN} {API}{path}", check=False).stdout
 
     def submit(self, name: str, command: str) -> None:
         self.laptop.run(
