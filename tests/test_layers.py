@@ -81,6 +81,7 @@ ORDER = [
     "training.events",
     "training.ray_worker",
     "tuning.space",
+    "tuning.sobol",
     "tuning.stages",
     "tuning.narrow",
     "tuning.ledger",
@@ -164,8 +165,8 @@ ORDER = [
 HOMES = {
     "wandb": {"training.track"},
     "optuna": {
-        *("tuning.space", "tuning.narrow", "tuning.importance", "tuning.mirror"),
-        "tuning.ray_search",
+        *("tuning.space", "tuning.sobol", "tuning.narrow", "tuning.importance"),
+        *("tuning.mirror", "tuning.ray_search"),
     },
     "tensorboardX": {"training.events"},
     "h5py": {"data.hdf5"},
@@ -173,6 +174,7 @@ HOMES = {
     "onnx": {"delivery.export"},
     "onnxruntime": {"delivery.export"},
     "onnxscript": {"delivery.export"},
+    "scipy": {"tuning.sobol"},
 }
 """Who may import a library; ``ray`` belongs to every file named ray_*.py."""
 

@@ -312,9 +312,22 @@ def test_the_points_of_a_random_search_differ_and_cover_the_space():
     assert {trial.params["clip_grad"] for trial in trials} == {None, 1.0}
 
 
-def test_another_seed_is_another_search():
+def test_even_points_are_counted_from_the_first_that_is_drawn():
+    """What is enqueued and what runs beside takes none of them away."""
+    what = plan(12, sampler="sobol", first=[{"lr": 1e-3}, {"model": "a"}], beside=BESIDE)
+    drawn = Tune(what, MemoryLedger(), concurrent=12).play().ledger.read()[2 + len(BESIDE) :]
+    alone = Tune(plan(12, sampler="sobol"), MemoryLedger()).play().ledger.read()
+    assert [trial.params for trial in drawn] == [trial.params for trial in alone[: len(drawn)]]
+    assert len(drawn) == 8
+    assert {trial.origin for trial in drawn} == {"sampled"}
+
+
+@pytest.mark.parametrize("sampler", ["random", "sobol"])
+def test_another_seed_is_another_search(sampler):
     draws = [
-        params_of(Tune(plan(3, seeds=(seed,)), MemoryLedger()).play().ledger.read())
+        params_of(
+            Tune(plan(3, sampler=sampler, seeds=(seed,)), MemoryLedger()).play().ledger.read()
+        )
         for seed in (0, 0, 1)
     ]
     assert draws[0] == draws[1] != draws[2]
@@ -332,13 +345,13 @@ def killed_after(writes, what, **kwargs) -> MemoryLedger:
     return MemoryLedger(ledger.files)
 
 
-@pytest.mark.parametrize(("sampler", "num_trials"), [("random", 10), ("tpe", 16)])
+@pytest.mark.parametrize(("sampler", "num_trials"), [("random", 10), ("sobol", 10), ("tpe", 16)])
 def test_a_search_killed_at_any_write_ends_as_if_it_had_not_been(sampler, num_trials):
     what = plan(num_trials, sampler=sampler, first=[{"lr": 1e-3}, {"model": "a"}])
     straight = timeless(Tune(what, MemoryLedger()).play().ledger.read())
     total = num_writes(what)
     assert total > 50
-    # Every write of the random search; of TPE, which costs more, every seventh.
+    # Every write of the random search; of the others every seventh: TPE costs more.
     for writes in range(1, total, 1 if sampler == "random" else 7):
         resumed = Tune(what, killed_after(writes, what)).play()
         assert timeless(resumed.ledger.read()) == straight, f"killed after write {writes}"
@@ -553,7 +566,7 @@ def test_tpe_learns_from_trials_that_were_stopped():
 def test_no_warning_is_raised_on_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for sampler in ("random", "tpe"):
+        for sampler in ("random", "sobol", "tpe"):
             what = plan(14, sampler=sampler, first=[{"lr": 1e-3}])
             tune = Tune(what, MemoryLedger(), concurrent=2).play()
             Tune(what, MemoryLedger(tune.ledger.files)).play()

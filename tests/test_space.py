@@ -244,7 +244,7 @@ PARENT = make(name="parent")
         ({"sampler": None, "space": {}, "after": PARENT}, "has no sampler"),
         ({"sampler": None, "enqueue": 1, "after": PARENT}, "has no sampler"),
         ({"space": {}}, "a sampler but an empty space"),
-        ({"sampler": "grid"}, "sampler='grid' is not random or tpe"),
+        ({"sampler": "grid"}, "sampler='grid' is none of ('random', 'sobol', 'tpe')"),
         ({"enqueue": 2}, "enqueue=2 needs after="),
         ({"pick_from": "all"}, "pick_from='all' is not parent or searches"),
         ({"pick_from": "searches", "after": PARENT}, "is for a stage without a search"),

@@ -16,7 +16,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from aiornot.config import TICKS
-from aiornot.tuning import mirror
+from aiornot.tuning import mirror, sobol
 from aiornot.tuning.ledger import Ledger, Trial, contenders, name_of
 from aiornot.tuning.record import Record, space_of
 from aiornot.tuning.space import Budget, Distribution, Stage, Value, configure
@@ -123,7 +123,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
         if (fields := self._plan.drawn_apart(number)) is not None:
             return Trial(id=name, number=number, **fields)
         enqueued = number < len(self._plan.first)
-        params = self._ask(number, self._plan.first[number] if enqueued else {})
+        params = self._ask(number, self._plan.first[number] if enqueued else self._spread(number))
         config = configure(self._plan.stage, params, base=self._plan.base)
         return Trial(
             id=name,
@@ -132,6 +132,14 @@ class Suggestions(Searcher):  # type: ignore[misc]
             params=params,
             config=config.to_dict(),
         )
+
+    def _spread(self, number: int) -> dict[str, Value]:
+        """Return the values that are not left to Optuna."""
+        stage = self._plan.stage
+        if stage.sampler != "sobol":
+            return {}
+        place = number - len(self._plan.first) - len(self._plan.beside)
+        return sobol.point(self._plan.space, seed=_seed(stage), number=place)
 
     def _ask(self, number: int, known: Mapping[str, Value]) -> dict[str, Value]:
         """Ask Optuna for a point; ``known`` values are taken, the others drawn."""
@@ -169,12 +177,17 @@ class Suggestions(Searcher):  # type: ignore[misc]
         raise NotImplementedError("a search is rebuilt from the ledger")
 
 
+def _seed(stage: Stage, *words: object) -> int:
+    """Return a seed that a stage has for itself, and for each of what the words name."""
+    digest = hashlib.sha256(" ".join(map(str, (stage.name, stage.seeds[0], *words))).encode())
+    return int.from_bytes(digest.digest()[:4], "big")
+
+
 def _sampler(stage: Stage, number: int) -> optuna.samplers.BaseSampler:
-    digest = hashlib.sha256(f"{stage.name} {stage.seeds[0]} {number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    if stage.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
+    seed = _seed(stage, number)
+    if stage.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,8 @@ Value: TypeAlias = None | bool | int | float | str
 
 PROFILES = ("debug", "reduced", "full")
 
+SAMPLERS = ("random", "sobol", "tpe")
+
 MOST_CONTROLS = 2
 
 
@@ -119,7 +121,9 @@ class Stage:
     )
     """``{"a": {"b": (1, 2)}}``: ``a`` is searched where ``b`` is 1 or 2, else keeps its default."""
     fixed: Mapping[str, Value] = dataclasses.field(default_factory=dict)
-    sampler: Literal["random", "tpe"] | None = None
+    sampler: Literal["random", "sobol", "tpe"] | None = None
+    """``random`` draws each point by itself, ``sobol`` spreads them evenly, ``tpe`` goes by the
+    scores of those before."""
     data: Literal["debug", "reduced", "full"] = "full"
     """Profile of the prepared file."""
     budget: Budget
@@ -152,8 +156,8 @@ class Stage:
     def _check_shape(self) -> None:
         if self.data not in PROFILES:
             raise InputError(f"data={self.data!r} is none of {PROFILES}")
-        if self.sampler not in ("random", "tpe", None):
-            raise InputError(f"sampler={self.sampler!r} is not random or tpe")
+        if self.sampler not in (*SAMPLERS, None):
+            raise InputError(f"sampler={self.sampler!r} is none of {SAMPLERS}")
         if self.trainer not in ("auto", "ray_train"):
             raise InputError(f"trainer={self.trainer!r} is not auto or ray_train")
         if self.sampler is None and (self.space or not (self.enqueue and self.after)):
