@@ -55,7 +55,7 @@ def mean_of(name: str, where: World, *, end: str = "") -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def long_search(where: World) -> tuple[float, float]:
-    return mean_of("random 128", where, end=", 3 candidates")
+    return mean_of("random 128", where, end=", 2 candidates")
 
 
 def test_fast_at_a_third_of_the_compute_is_no_worse_than_a_long_random_search(where, long_search):

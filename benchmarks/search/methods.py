@@ -13,12 +13,12 @@ from aiornot.config import TICKS
 from aiornot.tuning.space import (
     Budget,
     Distribution,
-    Narrowed,
     Stage,
     loguniform,
     narrowed,
     original,
     randint,
+    uniform,
 )
 from aiornot.tuning.stages import find_chain, load_chain
 from benchmarks.search.replay import link
@@ -53,7 +53,7 @@ class Method:
 def methods() -> dict[str, Method]:
     """Return the methods by name.
 
-    All but the notebook's and ``seed`` end in ``fast``'s stages: 3 candidates, and the winner once
+    All but the notebook's and ``seed`` end in ``fast``'s stages: 2 candidates, and the winner once
     more. Where the number of epochs was searched each keeps its own, else all have 16. Those of
     one stage search all that ``fast`` searches in two.
     """
@@ -63,21 +63,20 @@ def methods() -> dict[str, Method]:
     free = dataclasses.replace(free, space=lengths)
     seed = folder("seed")
     notebook = [_budget(each, grace_period=NEVER) for each in seed[:-2]]
-    own = full_and_final(epochs=None)
-    three = {", 3 candidates": own, ", 3 x 16 epochs": full_and_final()}
-    both = {"": seed[-2:], **three}
+    two = {", 2 candidates": full_and_final(epochs=None), ", 2 x 16 epochs": full_and_final()}
+    both = {"": seed[-2:], **two}
     return {
         "fast": changed(lambda stage: stage),
-        **_designs(),
+        "fast's fifth design": _fifth(),
         "notebook's chain": Method(searching(notebook), both),
         "notebook's stages, fast's space": Method(_respaced(notebook), {"": seed[-2:]}),
         # As it was shipped before these tables had been seen, and as it is.
         "seed with ASHA": Method([_budget(each, grace_period=1) for each in searching(seed)], both),
         "seed, first rung at tick 5": Method(searching(seed), {"": seed[-2:]}),
-        "random 128": Method([free], three),
+        "random 128": Method([free], two),
         "random 128, 8 epochs": ours(_budget(of_128, grace_period=NEVER)),
         "random + ASHA": ours(of_128),
-        "one epoch, top 3": dataclasses.replace(ours(_budget(of_128, epochs=16)), last_tick=1),
+        "one epoch, top 2": dataclasses.replace(ours(_budget(of_128, epochs=16)), last_tick=1),
         "TPE": ours(_budget(_tpe(of_128), grace_period=NEVER)),
         "TPE + ASHA": ours(_tpe(of_128)),
     }
@@ -86,7 +85,7 @@ def methods() -> dict[str, Method]:
 def _respaced(notebook: list[Stage]) -> list[Stage]:
     """Return the notebook's searching stages over all that ``fast`` searches, from the first on."""
     space = {**whole().space, "epochs": randint(2, 20)}
-    few = {name: space[name] for name in notebook[-1].space}
+    few = {name: space[name] for name in notebook[-1].space if name in space}
     spaces = [space, narrowed(space), narrowed(space), narrowed(few)]
     fixed = whole().fixed
     return link(
@@ -98,35 +97,36 @@ def _respaced(notebook: list[Stage]) -> list[Stage]:
 
 
 def whole() -> Stage:
-    """Return one stage that searches all that ``fast`` searches: 64 trials of 8 epochs."""
+    """Return one random search of all that ``fast`` searches: 64 trials of 8 epochs."""
     explore, exploit = searching(folder("fast"))
     space = {name: original(domain) for name, domain in exploit.space.items()}
     budget = Budget(num_trials=64, epochs=8, grace_period=2)
-    return dataclasses.replace(explore, space=space, fixed=exploit.fixed, budget=budget)
-
-
-def _designs() -> dict[str, Method]:
-    """Return ``fast`` as it was at first, and before ``digits``, ``scenes`` and ``shapes``."""
-    explore = whole()
-    exploit = dataclasses.replace(
-        explore, name="exploit", after=explore, space=narrowed(explore.space), enqueue=2
+    return dataclasses.replace(
+        explore, sampler="random", space=space, fixed=exploit.fixed, budget=budget
     )
-    first = _budget(explore, num_trials=48, grace_period=1)
-    then = _budget(exploit, num_trials=48, grace_period=1)
-    second = _budget(exploit, num_trials=16, epochs=16, grace_period=4)
-    third = _budget(exploit, num_trials=24, epochs=None, grace_period=4)
-    lengths = {**third.space, "epochs": randint(4, 20)}
-    third = dataclasses.replace(third, space=lengths, enqueue=4)
-    ends = {"": full_and_final()}
-    short, long = (_budget(stage, reduction_factor=3) for stage in searching(folder("fast")))
-    fourth = [_budget(short, num_trials=80, grace_period=2), long]
-    best_of_both = {"": full_and_final(epochs=None, pick_from="searches")}
-    return {
-        "fast's first design": Method([first, then], ends),
-        "fast's second design": Method([explore, second], ends),
-        "fast's third design": Method([explore, third], {"": full_and_final(epochs=None)}),
-        "fast's fourth design": Method(fourth, best_of_both),
-    }
+
+
+DECAY = loguniform(1e-3, 2e-1)
+SMOOTHING = uniform(0.0, 0.1)
+LAYERS = uniform(0.6, 1.0)
+"""What ``fast`` searched in its fifth design and now leaves alone, or cuts."""
+
+
+def _fifth() -> Method:
+    """Return ``fast`` as it was before ``stripes``: 56 and 10 trials, 3 candidates of both."""
+    explore, exploit = searching(folder("fast"))
+    now = explore.space
+    space = {name: now[name] for name in ("model", "lr", "clip_grad")}
+    space |= {"weight_decay": DECAY, "label_smoothing": SMOOTHING}
+    more = {name: domain for name, domain in exploit.space.items() if name not in now}
+    more |= {**narrowed(space), "layer_decay": LAYERS, "hflip": now["hflip"]}
+    explore = dataclasses.replace(explore, sampler="random", space=space)
+    exploit = dataclasses.replace(exploit, sampler="random", space=more)
+    stages = [
+        _budget(explore, num_trials=56),
+        _budget(exploit, num_trials=10, grace_period=8, reduction_factor=4),
+    ]
+    return Method(stages, {"": full_and_final(3, None, "searches")})
 
 
 def folder(name: str) -> list[Stage]:
@@ -160,43 +160,54 @@ def full_and_final(
 
 
 def ours(*stages: Stage) -> Method:
-    """Return stages that search, with 3 candidates of 16 epochs behind them."""
+    """Return stages that search, with 2 candidates of 16 epochs behind them."""
     return Method(list(stages), {"": full_and_final()})
 
 
 def variants() -> dict[str, Callable[[], Method]]:
     """Return what is changed in ``fast``, one thing at a time, by what it says in the table."""
     made: dict[str, Callable[[], Method]] = {"as it is": _with_candidates}
+    made["random points instead of even ones"] = _both(sampler="random")
+    made["TPE in explore"] = _explored(sampler="tpe")
+    made["label smoothing searched, too"] = _searched(label_smoothing=SMOOTHING)
+    made["layer decay searched, too"] = _searched(layer_decay=LAYERS)
+    made["weight decay from .001 on"] = lambda: changed(_ranging(weight_decay=DECAY))
+    made["mirroring from exploit on"] = lambda: changed(_later)
+    made["all of the space from explore on"] = lambda: changed(_spread)
     for factor in (2, 3, 8):
-        made[f"reduction factor {factor}"] = _both(reduction_factor=factor)
+        made[f"reduction factor {factor} in explore"] = _explored(reduction_factor=factor)
     for grace in (1, 2, 8):
         made[f"first rung of explore at tick {grace}"] = _explored(grace_period=grace)
-    made["first rung of exploit at tick 4"] = _exploited(grace_period=4)
+    made["first rung of exploit at tick 8"] = _exploited(grace_period=8)
     made["exploit not stopped"] = _exploited(grace_period=NEVER)
     made["nothing stopped"] = _both(grace_period=NEVER)
-    for count in (28, 112):
-        made[f"{count} + 10 trials"] = _explored(num_trials=count)
-    for count in (6, 20):
-        made[f"56 + {count} trials"] = _exploited(num_trials=count)
+    for count in (32, 128):
+        made[f"{count} + 9 trials"] = _explored(num_trials=count)
+    for count in (6, 18):
+        made[f"64 + {count} trials"] = _exploited(num_trials=count)
     for epochs in (8, 16):
         made[f"{epochs} epochs in explore"] = _explored(epochs=epochs)
     made["8 epochs in exploit"] = _exploited(epochs=8)
-    for count in (0, 10):
-        made[f"{count} of explore's best in exploit"] = _replaced(enqueue=count)
-    made["all of the space from explore on"] = lambda: changed(_spread)
-    made["TPE in explore"] = lambda: changed(lambda stage: stage if stage.after else _tpe(stage))
+    for count in (0, 9):
+        made[f"{count} of explore's best in exploit"] = _exploited(enqueue=count)
     made["its known good point first"] = lambda: changed(_known)
     made["three bad points first"] = lambda: changed(_misled)
-    made["the best learning rates cut off"] = lambda: changed(_cut_off)
-    made["lr's range twice as wide"] = lambda: changed(_wide)
+    made["the best learning rates cut off"] = lambda: changed(_ranging(lr=CUT))
+    made["lr's range twice as wide"] = lambda: changed(_ranging(lr=WIDE))
     return made
 
 
+WIDE = loguniform(10**-6.5, 10**-0.5)
+
+CUT = loguniform(1e-5, 10**-3.5)
+"""Without the highest decade and a half, which is where the best ones are."""
+
+
 def _with_candidates() -> Method:
-    """``fast`` with 3 candidates of both searches, and with others behind the same search."""
+    """``fast`` with 2 candidates of both searches, and with others behind the same search."""
     method = changed(lambda stage: stage)
     others = {
-        f": {count} candidates": full_and_final(count, None, "searches") for count in (1, 2, 6)
+        f": {count} candidates": full_and_final(count, None, "searches") for count in (1, 3, 6)
     }
     others[": all of 16 epochs"] = full_and_final(pick_from="searches")
     others[": candidates of exploit alone"] = full_and_final(epochs=None)
@@ -210,22 +221,49 @@ def changed(change: Callable[[Stage], Stage]) -> Method:
 
 
 def _both(**values: Any) -> Callable[[], Method]:
-    return lambda: changed(lambda stage: _budget(stage, **values))
+    """``fast`` with other values of its searching stages, or of their budgets."""
+    return lambda: changed(lambda stage: _with(stage, values))
 
 
 def _explored(**values: Any) -> Callable[[], Method]:
-    return lambda: changed(lambda stage: stage if stage.after else _budget(stage, **values))
+    return lambda: changed(lambda stage: stage if stage.after else _with(stage, values))
 
 
 def _exploited(**values: Any) -> Callable[[], Method]:
-    return lambda: changed(lambda stage: _budget(stage, **values) if stage.after else stage)
+    return lambda: changed(lambda stage: _with(stage, values) if stage.after else stage)
 
 
-def _replaced(**values: Any) -> Callable[[], Method]:
-    """``fast`` with other fields of exploit."""
-    return lambda: changed(
-        lambda stage: dataclasses.replace(stage, **values) if stage.after else stage
-    )
+def _with(stage: Stage, values: Mapping[str, Any]) -> Stage:
+    own = {field.name for field in dataclasses.fields(Stage)}
+    stage = dataclasses.replace(stage, **{key: values[key] for key in values if key in own})
+    return _budget(stage, **{key: values[key] for key in values if key not in own})
+
+
+def _searched(**domains: Distribution) -> Callable[[], Method]:
+    """``fast`` with more parameters, from explore on."""
+
+    def more(stage: Stage) -> Stage:
+        added = narrowed(domains) if stage.after else domains
+        return dataclasses.replace(stage, space={**stage.space, **added})
+
+    return lambda: changed(more)
+
+
+def _ranging(**domains: Distribution) -> Callable[[Stage], Stage]:
+    """Give parameters other ranges; where one is narrowed, that is what is known of it at most."""
+
+    def ranged(stage: Stage) -> Stage:
+        now = narrowed(domains) if stage.after else domains
+        return dataclasses.replace(stage, space={**stage.space, **now})
+
+    return ranged
+
+
+def _later(stage: Stage) -> Stage:
+    """Leave mirroring to exploit."""
+    space = dict(stage.space)
+    mirroring = original(space.pop("hflip"))
+    return dataclasses.replace(stage, space={**space, "hflip": mirroring} if stage.after else space)
 
 
 def _spread(stage: Stage) -> Stage:
@@ -241,22 +279,6 @@ def _budget(stage: Stage, **values: Any) -> Stage:
 
 def _tpe(stage: Stage) -> Stage:
     return dataclasses.replace(stage, sampler="tpe")
-
-
-def _ranged(stage: Stage, domain: Distribution) -> Stage:
-    """Give lr another range; where it is narrowed, that is what is known of it at most."""
-    now = Narrowed(domain) if isinstance(stage.space["lr"], Narrowed) else domain
-    space: Mapping[str, Distribution | Narrowed] = {**stage.space, "lr": now}
-    return dataclasses.replace(stage, space=space)
-
-
-def _wide(stage: Stage) -> Stage:
-    return _ranged(stage, loguniform(10**-6.5, 10**-0.5))
-
-
-def _cut_off(stage: Stage) -> Stage:
-    """The highest decade and a half of lr is not searched, which is where the best ones are."""
-    return _ranged(stage, loguniform(1e-5, 10**-3.5))
 
 
 def _known(stage: Stage) -> Stage:
