@@ -5,6 +5,8 @@
 ``scenes``   Is a noisy crop of the flower's photograph, and not of the temple's?
 ``shapes``   Is a drawn ellipse in noise filled, and not an outline?
 ``stripes``  Do drawn stripes in noise run rather down than across?
+``spirals``  Are drawn rings in noise wound up to a spiral?
+``pairs``    Are two drawn spots in noise both bright or both dark?
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ TILE = 36
 WRONG_LABELS = 0.04
 """Share of train's labels that are wrong, as in what is scraped."""
 
-NOISE = {"shapes": 0.9, "stripes": 2.2}
+NOISE = {"shapes": 0.9, "stripes": 2.2, "spirals": 1.0, "pairs": 0.9}
 """Of what is drawn, beside a brightness of about 1."""
 
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -134,12 +136,53 @@ def stripes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
     return made
 
 
+def spirals(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Rings of 16 px round a moved centre, half of them wound up to a spiral of one arm, and noise."""
+    made = {}
+    for name, count in counts.items():
+        labels = rng.random(count) < 0.5
+        middle = rng.uniform(6, 9, (2, count, 1, 1))
+        x, y = (
+            place - at for place, at in zip(np.meshgrid(*[np.arange(16)] * 2), middle, strict=True)
+        )
+        arms = np.where(labels, rng.choice([-1, 1], count), 0)[:, None, None]
+        phase = rng.uniform(0, 2 * np.pi, (count, 1, 1))
+        wave = 2 * np.pi * np.hypot(x, y) / rng.uniform(6, 9, (count, 1, 1))
+        images = np.sin(wave + arms * np.arctan2(y, x) + phase)
+        made[name] = images + rng.normal(0, NOISE["spirals"], images.shape), labels
+    return made
+
+
+def pairs(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+    """Two soft spots on 16 px, bright or dark, and noise; half of the pairs are of one kind."""
+    across, down = np.meshgrid(np.arange(16), np.arange(16))
+    made = {}
+    for name, count in counts.items():
+        labels = rng.random(count) < 0.5
+        sign = rng.choice([-1, 1], count)
+        images = rng.normal(0, NOISE["pairs"], (count, 16, 16))
+        turn, apart = rng.uniform(0, 2 * np.pi, count), rng.uniform(3, 5, count)
+        for side, kind in ((1, sign), (-1, np.where(labels, sign, -sign))):
+            x, y = (
+                rng.uniform(7, 8, count) + side * apart * way
+                for way in (np.cos(turn), np.sin(turn))
+            )
+            away = (across - x[:, None, None]) ** 2 + (down - y[:, None, None]) ** 2
+            images += kind[:, None, None] * np.exp(
+                -away / (2 * rng.uniform(1, 2, (count, 1, 1)) ** 2)
+            )
+        made[name] = images, labels
+    return made
+
+
 TASKS: dict[str, Callable[[Random, dict[str, int]], dict[str, Labelled]]] = {
     "patches": patches,
     "digits": digits,
     "scenes": scenes,
     "shapes": shapes,
     "stripes": stripes,
+    "spirals": spirals,
+    "pairs": pairs,
 }
 
 

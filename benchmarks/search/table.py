@@ -52,7 +52,9 @@ QUICK_PROFILES = {
     "full": Profile(960, 600, half=False),
 }
 
-GRIDS = {"patches": Grid()} | dict.fromkeys(("digits", "scenes", "shapes", "stripes"), SMALL)
+GRIDS = {"patches": Grid()} | dict.fromkeys(
+    (*("digits", "scenes", "shapes"), *("stripes", "spirals", "pairs")), SMALL
+)
 
 
 def _of_two_widths(*networks: tuple[str, str]) -> tuple[tuple[str, str, int], ...]:
@@ -78,6 +80,12 @@ NETWORKS: dict[str, tuple[tuple[str, str, int], ...]] = {
     "stripes": _of_two_widths(
         *(("pixels", kind) for kind in ("conv", "deep")),
         *((extractor, "head") for extractor in ("convolution", "dct")),
+    ),
+    "spirals": _of_two_widths(
+        *(("pixels", kind) for kind in ("mlp", "conv", "mixer")), ("dct", "head")
+    ),
+    "pairs": _of_two_widths(
+        ("dct", "head"), *(("pixels", kind) for kind in ("mixer", "deep", "mlp"))
     ),
 }
 """What a network sees, its kind and its width: one for each of a task's models."""
