@@ -137,7 +137,7 @@ def stripes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
 
 
 def spirals(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
-    """Rings of 16 px round a moved centre, half of them wound up to a spiral of one arm, and noise."""
+    """Rings of 16 px round a moved centre and noise; half of them are wound up to a spiral."""
     made = {}
     for name, count in counts.items():
         labels = rng.random(count) < 0.5
