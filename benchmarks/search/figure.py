@@ -1,6 +1,6 @@
 """Tables and any-time curves of what ``run.py`` kept.
 
-    python -m benchmarks.search.figure shapes patches digits scenes --out docs/search.png
+    python -m benchmarks.search.figure spirals pairs shapes patches --out docs/search.png
 
 The tables of ``docs/search.md`` come in Markdown on stdout: every method on every task, ``fast``
 beside others with intervals (2,000 bootstrap draws of the replicates of both), and what was varied.
@@ -9,6 +9,7 @@ beside others with intervals (2,000 bootstrap draws of the replicates of both), 
 import argparse
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from benchmarks.search.table import HOME
 
 Rows = dict[str, list[Row]]
 
-OURS = ("fast", "fast's fourth design")
+OURS = ("fast", "fast's fifth design")
 NUM_DRAWS = 2000
 PANELS = 3
 """Side by side in the figure; the legend stands where the last row ends."""
@@ -31,14 +32,14 @@ PANELS = 3
 FULL_NUMBER = 40
 """Replicates; where there are fewer, the table says so."""
 
-TARGETS = ("notebook's chain", "notebook's chain, 3 candidates", "random 128, 3 candidates")
+TARGETS = ("notebook's chain", "notebook's chain, 2 candidates", "random 128, 2 candidates")
 SHOWN = {
     "fast": "tab:red",
-    "fast's fourth design": "tab:orange",
+    "fast's fifth design": "tab:orange",
     "notebook's chain": "black",
-    "seed with ASHA, 3 candidates": "tab:blue",
+    "seed with ASHA, 2 candidates": "tab:blue",
     "random + ASHA": "tab:green",
-    "random 128, 3 candidates": "tab:gray",
+    "random 128, 2 candidates": "tab:gray",
     "TPE": "tab:purple",
 }
 
@@ -87,7 +88,12 @@ def _cell(rows: Sequence[Row]) -> str:
 
 def auroc(rows: Sequence[Row]) -> str:
     """Return the mean on test with its standard error."""
-    return f"{mean(rows, 'test'):.4f} +- {error(rows):.4f}".replace("0.", ".")
+    return _bare(f"{mean(rows, 'test'):.4f} +- {error(rows):.4f}")
+
+
+def _bare(text: str) -> str:
+    """Return a text whose numbers below 1 have no zero before the point."""
+    return re.sub(r"(?<![0-9])0\.", ".", text)
 
 
 def summary(rows: Rows) -> str:
@@ -136,7 +142,7 @@ def _compared(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     spread = math.hypot(error(ours), error(theirs))
     needs, spent = drawn(ours, theirs)
     parts = [
-        f"{gain:+.4f} +- {spread:.4f}".replace("0.", "."),
+        _bare(f"{gain:+.4f} +- {spread:.4f}"),
         *(interval(spent[:, column]) for column in (0, 1)),
         interval(needs),
         f"{np.isfinite(needs).mean():.0%}",  # of the draws in which we end no lower
@@ -185,7 +191,7 @@ def _curves(rows: Sequence[Row]) -> NDArray[Any]:
 
 def interval(values: NDArray[Any]) -> str:
     low, middle, high = np.quantile(values, (0.025, 0.5, 0.975), method="nearest")
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "-").replace("0.", ".")
+    return _bare(f"{middle:.2f} [{low:.2f}, {high:.2f}]").replace("inf", "-")
 
 
 def draw(tasks: Sequence[str], path: Path) -> None:
