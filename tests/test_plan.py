@@ -449,7 +449,7 @@ import ray
 from aiornot.config import InputError
 from aiornot.training import pace
 from aiornot.tuning import ray_plan
-from aiornot.tuning.ray_chain import Options
+from aiornot.tuning.options import Options
 
 pace.measure = None  # not in this process
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)

@@ -23,6 +23,7 @@ from test_loop import timeless
 from aiornot.config import InputError, TrainConfig, WorkError
 from aiornot.training import augment, finder, loop, memory, snapshot, strips, watch
 from aiornot.training.run import Run, start
+from aiornot.verbs.training import watched_ticks
 
 BASE = {"model": "test_resnet.r160_in1k", "pretrained": False, "epochs": 2, "batch_size": 8}
 
@@ -247,16 +248,22 @@ def test_each_tick_is_told_before_its_report_also_where_the_run_diverges(easy):
 
 @pytest.mark.parametrize(
     ("text", "ticks"),
-    [("8", {8}), ("1,8,16", {1, 8, 16}), ("1, 8", {1, 8}), ("all", set(range(1, 17)))],
+    [
+        (None, set()),
+        ("8", {8}),
+        ("1,8,16", {1, 8, 16}),
+        ("1, 8", {1, 8}),
+        ("all", set(range(1, 17))),
+    ],
 )
 def test_ticks_are_numbers_or_all(text, ticks):
-    assert watch.parse(text) == ticks
+    assert watched_ticks(text) == ticks
 
 
 @pytest.mark.parametrize("text", ["17", "0", "x", "", "1,,2", "1-4", "-1", "1.5", "all,1"])
 def test_other_ticks_are_refused(text):
     with pytest.raises(InputError, match=r"give ticks from 1 to 16, such as 1,8,16, or all$"):
-        watch.parse(text)
+        watched_ticks(text)
 
 
 def test_magnitudes_are_counted_and_the_rest_is_named():

@@ -17,7 +17,8 @@ from conftest import run_verb
 
 from aiornot.config import InputError
 from aiornot.training import strips, track, watch
-from aiornot.training.track import Tracker, resolve_mode
+from aiornot.training.account import resolve_mode
+from aiornot.training.track import Tracker
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"
 """An API key in shape, of nobody."""
@@ -153,7 +154,7 @@ def test_an_offline_run_says_how_to_send_it(tmp_path, monkeypatch):
     )
     assert track.Tracker("project", tmp_path, mode="off").close() == ""
     with pytest.raises(InputError, match="use auto or off"):
-        track.resolve_mode("online")
+        resolve_mode("online")
 
 
 def test_two_trials_side_by_side_are_written_whole(tmp_path, monkeypatch):

@@ -39,8 +39,10 @@ def read(folder: Path) -> dict[str, Any]:
     """Return the description of a bundle.
 
     Raises:
-        InputError: Not a bundle, damaged, or of another schema version.
+        InputError: Not there, not a bundle, damaged, or of another schema version.
     """
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder; give that of a delivered model")
     description = read_json(folder / DESCRIPTION, why="not a bundle")
     version = description.get("schema_version")
     if version != SCHEMA_VERSION:

@@ -5,8 +5,6 @@ Without an account it writes offline files; ``wandb sync`` sends them later. The
 """
 
 import glob
-import importlib.util
-import netrc
 import os
 import shutil
 import tempfile
@@ -14,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from aiornot.config import InputError
+from aiornot.training.account import resolve_mode
 from aiornot.training.errands import Errands, Job
 from aiornot.training.watch import EDGES, Histogram
 
@@ -257,32 +254,3 @@ def _translated(value: Any) -> Any:
     import wandb
 
     return wandb.Histogram(np_histogram=(np.array(value.counts), np.array(EDGES)))
-
-
-def resolve_mode(mode: str) -> str:
-    """Return ``online``, ``offline`` or ``off``.
-
-    Raises:
-        InputError: The mode is neither auto nor off.
-    """
-    if mode not in ("auto", "off"):
-        raise InputError(f"--wandb {mode}: use auto or off; WANDB_MODE chooses online or offline")
-    if mode == "off" or importlib.util.find_spec("wandb") is None:
-        return "off"
-    chosen = os.environ.get("WANDB_MODE", "")
-    if chosen in ("offline", "online"):
-        return chosen
-    if chosen in ("disabled", "dryrun"):
-        return "off" if chosen == "disabled" else "offline"
-    return "online" if has_account() else "offline"
-
-
-def has_account() -> bool:
-    """Tell whether W&B would find a key; which one it is stays where it is."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    try:
-        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

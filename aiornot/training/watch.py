@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from aiornot import storage
-from aiornot.config import TICKS, InputError
 from aiornot.training import ranks
 from aiornot.training.run import Run
 
@@ -77,19 +76,6 @@ class Watch:
         """Return what looks inside the last step of a tick, or None where nobody does."""
         # What it computes is the same on every rank or of this rank alone: no one else is needed.
         return Probe() if tick in self.ticks and ranks.rank() == 0 else None
-
-
-def parse(text: str) -> frozenset[int]:
-    """Return the ticks that a text such as ``1,8,16`` or ``all`` names.
-
-    Raises:
-        InputError: It names no ticks, or some that there are not.
-    """
-    words = map(str, range(1, TICKS + 1)) if text == "all" else text.replace(" ", "").split(",")
-    ticks = [int(word) if word.isdecimal() else 0 for word in words]
-    if not all(1 <= tick <= TICKS for tick in ticks):
-        raise InputError(f"--watch {text}: give ticks from 1 to {TICKS}, such as 1,8,16, or all")
-    return frozenset(ticks)
 
 
 class Probe:

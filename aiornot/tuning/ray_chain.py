@@ -6,13 +6,13 @@ unfinished trials from their last tick, and nothing finished is run again.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
 from aiornot.data import hdf5
-from aiornot.training import model, track
+from aiornot.training import model
 from aiornot.tuning import (
     meter,
     mirror,
@@ -23,60 +23,16 @@ from aiornot.tuning import (
     tracking,
     twins,
 )
+from aiornot.tuning import options as choices
 from aiornot.tuning import outcome as outcomes
 from aiornot.tuning import record as records
-from aiornot.tuning.ledger import Ledger, Observer, Trial, contenders
+from aiornot.tuning.ledger import Observer, Trial, contenders
 from aiornot.tuning.mirror import Mirror
+from aiornot.tuning.options import Options
 from aiornot.tuning.outcome import Outcome
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage, models
 from aiornot.tuning.stages import load_chain, sources
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """Where and with what a chain runs; none of it changes what is searched."""
-
-    data: Path
-    """Folder of the prepared files."""
-    root: str
-    """Folder of the chain's runs, local or remote; made absolute, for the workers' sake."""
-    num_workers: int = 1
-    """Ranks of each Ray Train run."""
-    tick_seconds: float | None = None
-    """A process that needs longer for a tick is ended, and its trial started again."""
-    limits: spending.Limits = spending.Limits()
-    """What the searching stages must leave to those behind them."""
-    num_trials: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Trials of a searching stage, where not as many as its file says."""
-    only: str | None = None
-    """Stop after this stage."""
-    fresh: bool = False
-    """Move an earlier run of the chain aside first."""
-    say: Callable[[str], None] = lambda text: None
-    observe: Callable[[Stage, int, Sequence[Trial]], Observer] | None = None
-    """Makes an observer of a stage's ledger, given its number of trials and those it holds."""
-    trackers: Sequence[track.Tracks] = ()
-    """W&B and the like."""
-    local: Path | None = None
-    """The chain's folder on this machine, for the mirror of each study; unsaid, there is none."""
-
-    def ledger(self, stage: Stage, observers: Sequence[Observer] = ()) -> Ledger:
-        return Ledger(storage.join(self.root, stage.name), observers=observers)
-
-    def data_file(self, stage: Stage) -> Path:
-        """Return the prepared file of a stage.
-
-        Raises:
-            InputError: It is not there.
-        """
-        path = self.data / f"{stage.data}.h5"
-        if not path.exists():
-            raise InputError(
-                f"stage {stage.name!r} needs {path}; make it with "
-                f"'aiornot prepare SOURCE --out {self.data} --profile {stage.data}'"
-            )
-        return path
 
 
 def run_chain(folder: Path, options: Options) -> Outcome | None:
@@ -91,7 +47,7 @@ def run_chain(folder: Path, options: Options) -> Outcome | None:
     """
     options = dataclasses.replace(options, root=storage.absolute(options.root))
     stages = load_chain(folder)
-    check_options(stages, options)
+    choices.check(stages, options)
     if options.fresh and (moved := storage.set_aside(options.root)):
         options.say(f"the earlier run is now in {moved}")
     for stage in stages:
@@ -116,19 +72,6 @@ def _until(stages: Sequence[Stage], only: str | None) -> Iterator[Stage]:
         yield stage
         if stage.name == only:
             return
-
-
-def check_options(stages: Sequence[Stage], options: Options) -> None:
-    """Refuse unknown stages and missing data."""
-    searching = [stage.name for stage in stages if stage.searches()]
-    for name in options.num_trials:
-        if name not in searching:
-            raise InputError(f"no searching stage {name!r}; this chain has {', '.join(searching)}")
-    names = [stage.name for stage in stages]
-    if options.only is not None and options.only not in names:
-        raise InputError(f"no stage {options.only!r}; this chain has {', '.join(names)}")
-    for stage in stages:
-        options.data_file(stage)
 
 
 def _check_models(stages: Sequence[Stage], options: Options) -> None:

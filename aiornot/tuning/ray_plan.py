@@ -22,12 +22,13 @@ from aiornot.training import pace
 from aiornot.training.loader import prefix
 from aiornot.training.pace import Pace
 from aiornot.training.run import check_steps
+from aiornot.tuning import options as choices
 from aiornot.tuning import outlook, plan, ray_chain, ray_machines, spending
 from aiornot.tuning import record as records
 from aiornot.tuning.ledger import Trial
+from aiornot.tuning.options import Options
 from aiornot.tuning.outlook import Case, Machines, Part
 from aiornot.tuning.plan import Row
-from aiornot.tuning.ray_chain import Options
 from aiornot.tuning.record import Record
 from aiornot.tuning.space import Stage
 from aiornot.tuning.stages import load_chain, sources
@@ -55,7 +56,7 @@ def make(folder: Path, options: Options, *, progress: Progress) -> Row:
     """
     options = dataclasses.replace(options, root=storage.absolute(options.root))
     stages = load_chain(folder)
-    ray_chain.check_options(stages, options)
+    choices.check(stages, options)
     parts = _parts(stages, options)
     names = [stage.name for stage in stages]
     wanted = parts[: names.index(options.only) + 1] if options.only else parts

@@ -63,7 +63,7 @@ def doctor(
 def _survey(storage: str, data: str | None, timeout: float) -> "Survey":
     """Ask the cluster where there is one, and else this machine."""
     from aiornot.survey import Node, Survey
-    from aiornot.training import track
+    from aiornot.training import account
 
     nodes: list[Node] = []
     cluster, trouble = None, ""
@@ -83,8 +83,8 @@ def _survey(storage: str, data: str | None, timeout: float) -> "Survey":
         beside="" if os.environ.get("RAY_ADDRESS") else _beside(),
         storage=storage,
         data=data,
-        wandb=track.resolve_mode("auto"),
-        has_account=track.has_account(),
+        wandb=account.resolve_mode("auto"),
+        has_account=account.has_account(),
     )
 
 

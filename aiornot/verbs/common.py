@@ -1,5 +1,6 @@
 """What several verbs share: options that read alike, and how their values are understood."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,17 +9,44 @@ import typer
 
 from aiornot.config import InputError, TrainConfig
 
+
+def _a_device(name: str) -> str:
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+    return name
+
+
+def a_rule(text: str | None) -> str | None:
+    if text is not None:
+        from aiornot.delivery import calibrate
+
+        calibrate.check_rule(text)
+    return text
+
+
+def _a_mode(text: str) -> str:
+    from aiornot.training import account
+
+    account.resolve_mode(text)
+    return text
+
+
+# A value that is none is refused while the command line is read: before hours of training, and
+# before torch is imported, which takes seconds.
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-WandbOption = Annotated[str, typer.Option(help="auto, or off.")]
+WandbOption = Annotated[str, typer.Option(help="auto, or off.", callback=_a_mode)]
 TensorboardOption = Annotated[
     bool, typer.Option("--tensorboard", help="Write event files for TensorBoard, too.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto prefers a GPU.", callback=_a_device)
+]
 RuleOption = Annotated[
     str | None,
     typer.Option(
         help='How the threshold is chosen on val: balanced, "fpr<=0.01", "fnr<=0.01", '
-        "cost:FP=5. Kept with the bundle; balanced at first."
+        "cost:FP=5. Kept with the bundle; balanced at first.",
+        callback=a_rule,
     ),
 ]
 DataOption = Annotated[
@@ -55,29 +83,49 @@ def print_bundle(folder: Path) -> None:
     console.say(f"delivered {folder}: val AUROC {auroc:.4f}" + (f" ({note})" if note else ""))
 
 
-def check_rule(rule: str | None) -> None:
-    """Refuse an unknown rule before hours of training and not after them."""
-    if rule is not None:
-        from aiornot.delivery import calibrate
-
-        calibrate.check_rule(rule)
-
-
 def prepared(data: str, profile: str) -> Path:
     """Return the prepared file that ``--data`` means: itself, or the profile's in a folder.
 
     Of one in an object store it is the copy on this machine.
+
+    Raises:
+        InputError: It is not there.
     """
     from aiornot import storage
 
     if not storage.is_remote(data):
-        return Path(data) if Path(data).is_file() else Path(data) / f"{profile}.h5"
+        return _local(data, profile)
     from aiornot import console
     from aiornot.data import copies
 
     url = data if data.endswith(".h5") else storage.join(data, f"{profile}.h5")
     with console.counting() as counter:
         return copies.fetch(url, progress=counter.update)
+
+
+def _local(data: str, profile: str) -> Path:
+    if Path(data).is_file():
+        return Path(data)
+    if data.endswith(".h5"):
+        raise InputError(f"--data {data}: no such file; make it with 'aiornot prepare'")
+    path = Path(data) / f"{profile}.h5"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; name the folder of the prepared files, or one of them, with "
+            f"--data, or make it with 'aiornot prepare SOURCE --out {data} --profile {profile}'"
+        )
+    return path
+
+
+def prepared_for(bundle: Path, data: str) -> Path:
+    """Return the prepared file in ``--data`` that a bundle is scored on: its own profile's.
+
+    Raises:
+        InputError: It is not there, or the other is no bundle.
+    """
+    from aiornot.delivery import manifest
+
+    return prepared(data, manifest.read(bundle)["data"]["profile"] or "full")
 
 
 def prepared_folder(data: str, profiles: Iterable[str]) -> Path:
@@ -102,10 +150,7 @@ def torch_device(name: str) -> Any:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N") from None
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name}: there is no GPU here; use --device cpu")
     return device

@@ -20,7 +20,12 @@ BundleArgument = Annotated[Path, typer.Argument(help="Folder of a delivered mode
 
 def calibrate(
     bundle: BundleArgument,
-    rule: Annotated[str, typer.Option(help='balanced, "fpr<=0.01", "fnr<=0.01" or cost:FP=5.')],
+    rule: Annotated[
+        str,
+        typer.Option(
+            help='balanced, "fpr<=0.01", "fnr<=0.01" or cost:FP=5.', callback=common.a_rule
+        ),
+    ],
     data: DataOption = PREPARED,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -31,12 +36,13 @@ def calibrate(
 
     Example: aiornot calibrate runs/fast/bundle --rule "fpr<=0.01"
     """
+    path = common.prepared_for(bundle, data)
+
     from aiornot import console
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import manifest
 
     former = manifest.read(bundle)
-    path = common.prepared(data, former["data"]["profile"])
     found = bundles.recalibrate(bundle, rule=rule, data=path, device=common.torch_device(device))
     if (bundle / manifest.ROBUSTNESS).exists() and found["calibration"] != former["calibration"]:
         console.say(f"{bundle / manifest.ROBUSTNESS} is of the former threshold: measure it again")
@@ -100,14 +106,12 @@ def evaluate(
 
     Example: aiornot evaluate runs/fast/bundle --data data/prepared
     """
+    path = common.prepared_for(bundle, data)
+
     from aiornot import console
     from aiornot.delivery import evaluate as evaluating
     from aiornot.delivery import manifest, registry
-    from aiornot.training import track
 
-    track.resolve_mode(wandb)
-    profile = manifest.read(bundle)["data"]["profile"]
-    path = common.prepared(data, profile)
     result = None if again else evaluating.recorded(bundle, data=path, split=split)
     if result is not None:
         console.say(f"recorded at {result['time']}; --again scores it once more")
@@ -161,11 +165,11 @@ def robustness(
 
     Example: aiornot robustness runs/fast/bundle --data data/prepared
     """
+    path = common.prepared_for(bundle, data)
+
     from aiornot import console
-    from aiornot.delivery import manifest
     from aiornot.delivery import robustness as robust
 
-    path = common.prepared(data, manifest.read(bundle)["data"]["profile"])
     place = common.torch_device(device)
     with console.counting() as counter:
         found = robust.measure(
@@ -239,13 +243,14 @@ def errors(
 
     Example: aiornot errors runs/fast/bundle --data data/prepared
     """
+    path = common.prepared_for(bundle, data)
+
     from aiornot import console
     from aiornot.data import pages
     from aiornot.delivery import errors as erring
-    from aiornot.delivery import errors_page, manifest
+    from aiornot.delivery import errors_page
 
     folder = out or str(bundle.absolute().parent / errors_page.NAME)
-    path = common.prepared(data, manifest.read(bundle)["data"]["profile"])
     pages.check_out(folder)
     with console.counting() as counter:
         found = erring.measure(
@@ -285,11 +290,14 @@ def verify(
 
     Example: aiornot verify runs/fast/bundle --data data/prepared
     """
-    from aiornot import console
     from aiornot.delivery import manifest
+
+    manifest.read(bundle)
+    path = common.prepared_for(bundle, data) if data else None
+
+    from aiornot import console
     from aiornot.delivery import verify as verifying
 
-    path = common.prepared(data, manifest.read(bundle)["data"]["profile"]) if data else None
     found = verifying.verify(
         bundle, data=path, device=common.torch_device(device), tolerance=tolerance
     )
@@ -314,6 +322,10 @@ def export(
 
     Example: aiornot export runs/fast/bundle --onnx detector.onnx --check holiday/
     """
+    from aiornot.delivery import manifest
+
+    manifest.read(bundle)
+
     from aiornot import console
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import export as exporting
@@ -358,15 +370,19 @@ def predict(
 
     Example: aiornot predict runs/fast/bundle photo.jpg holiday/
     """
+    from aiornot.delivery import manifest
+
     if parquet is not None:
         if images or out is None:
             raise InputError("--parquet IN needs --out FOLDER, and takes no image files")
+        manifest.read(bundle)
         _predict_parquet(
             bundle, parquet, out, batch_size=batch_size, device=device, as_json=table is False
         )
         return
     if not images or out is not None:
         raise InputError("name image files or folders, or give --parquet IN --out FOLDER")
+    manifest.read(bundle)
     as_table = sys.stdout.isatty() if table is None else table
     with warnings.catch_warnings():
         # What Pillow has to say of odd files; their lines say what matters.

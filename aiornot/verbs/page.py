@@ -40,15 +40,20 @@ def app(
 
     Example: aiornot app runs/fast/bundle
     """
+    from aiornot.delivery import manifest
+
+    _check_out(out)
+    profile = manifest.read(bundle)["data"].get("profile") or "full"
+    found = data or (PREPARED if Path(PREPARED, f"{profile}.h5").is_file() else None)
+    path = common.prepared(found, profile) if found else None
+
     from aiornot.data import hdf5
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import human as humans
 
-    _check_out(out)
     loaded = bundles.load(bundle, device=common.torch_device(device))
-    path = common.prepared(data or PREPARED, loaded.description["data"].get("profile") or "full")
     sample = None
-    if data is not None or path.is_file():
+    if path is not None:
         bundles.check_scorable(loaded, hdf5.attributes(path), data=path)
         sample = humans.draw(path, split=split, num=num, seed=seed)
     from aiornot.delivery import app as apps  # only now: Gradio takes seconds
@@ -75,12 +80,13 @@ def human(
 
     Example: aiornot human --data data/prepared --bundle runs/fast/bundle
     """
+    _check_out(out)
+    path = common.prepared(data, profile)
+
     from aiornot.data import hdf5
     from aiornot.delivery import bundle as bundles
     from aiornot.delivery import human as humans
 
-    _check_out(out)
-    path = common.prepared(data, profile)
     sample = humans.draw(path, split=split, num=num, seed=seed)
     loaded = None
     if bundle is not None:

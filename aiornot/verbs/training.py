@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aiornot.config import InputError, TrainConfig, WorkError
+from aiornot.config import TICKS, InputError, TrainConfig, WorkError
 from aiornot.verbs import common
 from aiornot.verbs.common import (
     PREPARED,
@@ -52,6 +52,14 @@ def train(
 
     Example: aiornot train --out runs/baseline --set lr=3e-4 --set hflip=0.5
     """
+    # What was misspelt is told now: the imports below take seconds.
+    if compile_augment not in _SWITCH:
+        raise InputError(f"--compile-augment {compile_augment}: use {', '.join(_SWITCH)}")
+    watched = watched_ticks(watch)
+    config = _config(settings, weights)
+    common.check_folders({"--out": out, "--profiler": profiler})
+    path = common.prepared(data, profile)
+
     from aiornot import console
     from aiornot.data import hdf5
     from aiornot.delivery import bundle, registry
@@ -60,17 +68,8 @@ def train(
     from aiornot.tuning import tracking
     from aiornot.tuning.ledger import Ledger
 
-    if compile_augment not in _SWITCH:
-        raise InputError(f"--compile-augment {compile_augment}: use {', '.join(_SWITCH)}")
-    common.check_rule(rule)
-    watched = watching.parse(watch) if watch is not None else frozenset()
-    config = TrainConfig.from_settings(settings or [])
-    if weights is not None:  # absolute, for it is kept with the run, which may go on elsewhere
-        config = dataclasses.replace(config, weights=str(weights.absolute()))
-    path = common.prepared(data, profile)
     if overfit_one_batch:
         config = job.one_batch(config, num_train=hdf5.slots(path)["train"].count)
-    common.check_folders({"--out": out, "--profiler": profiler})
     common.check_trainable(config, path)
     place = common.torch_device(device)
     with tracking.opened(out, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers:
@@ -119,6 +118,31 @@ def train(
         )
         common.print_bundle(delivered)
         registry.deliver(trackers.wandb, delivered, trial, labels, more=more)
+
+
+def watched_ticks(text: str | None) -> frozenset[int]:
+    """Return the ticks that ``--watch`` names, such as ``1,8,16`` or ``all``; unsaid, none.
+
+    Raises:
+        InputError: It names no ticks, or some that there are not.
+    """
+    if text is None:
+        return frozenset()
+    words = map(str, range(1, TICKS + 1)) if text == "all" else text.replace(" ", "").split(",")
+    ticks = [int(word) if word.isdecimal() else 0 for word in words]
+    if not all(1 <= tick <= TICKS for tick in ticks):
+        raise InputError(f"--watch {text}: give ticks from 1 to {TICKS}, such as 1,8,16, or all")
+    return frozenset(ticks)
+
+
+def _config(settings: list[str] | None, weights: Path | None) -> TrainConfig:
+    config = TrainConfig.from_settings(settings or [])
+    if weights is None:
+        return config
+    if not weights.exists():
+        raise InputError(f"--weights {weights}: no such file or folder")
+    # Absolute, for it is kept with the run, which may go on elsewhere.
+    return dataclasses.replace(config, weights=str(weights.absolute()))
 
 
 def _check_by_heart(trial: Any, out: Path) -> None:
@@ -177,12 +201,13 @@ def probe(
 
     Example: aiornot probe --set model=resnet18.a1_in1k
     """
+    config = TrainConfig.from_settings(settings or [])
+    common.check_folders({"--out": out})
+    path = common.prepared(data, profile)
+
     from aiornot import console
     from aiornot.training import probes
 
-    config = TrainConfig.from_settings(settings or [])
-    path = common.prepared(data, profile)
-    common.check_folders({"--out": out})
     common.check_trainable(config, path)
     place = common.torch_device(device)
     with console.counting() as counter:

@@ -14,6 +14,7 @@ from aiornot.verbs import common, reporting
 from aiornot.verbs.common import PREPARED, JsonOption, RuleOption, TensorboardOption, WandbOption
 
 if TYPE_CHECKING:
+    from aiornot.tuning.options import Options
     from aiornot.tuning.tables import Table
 
 
@@ -50,14 +51,6 @@ def tune(
 
     Example: aiornot tune fast --data data/prepared
     """
-    from aiornot import console
-    from aiornot.delivery import bundle, registry, shelf
-    from aiornot.storage import is_remote, join
-    from aiornot.training import checkpoints, track
-    from aiornot.tuning import ray_chain, spending, stages, tracking
-
-    track.resolve_mode(wandb)
-    common.check_rule(rule)
     if as_json and not plan:
         raise InputError("--json goes with --plan; 'aiornot show' prints JSON of what ran")
     for name, value in (
@@ -67,27 +60,83 @@ def tune(
     ):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} {value:g}: give a number above 0")
-    folder = stages.find_chain(chain)
-    root = join(storage, folder.name)
-    local = Path("runs") / folder.name if is_remote(root) else Path(root)
-    profiles = {stage.data: None for stage in stages.load_chain(folder)}
-    options = ray_chain.Options(
-        data=common.prepared_folder(data, profiles),
-        root=root,
+    folder, options = _options(
+        chain,
+        data,
+        storage,
         num_workers=workers,
         tick_seconds=60 * tick_minutes,
-        limits=spending.Limits(
-            wall_seconds=hours and 3600 * hours, device_seconds=gpu_hours and 3600 * gpu_hours
-        ),
+        wall_seconds=hours and 3600 * hours,
+        device_seconds=gpu_hours and 3600 * gpu_hours,
         num_trials=_stage_counts(trials or []),
         only=only,
         fresh=fresh,
-        say=console.say,
-        local=local,
     )
     if plan:
         _plan(folder, options, as_json=as_json)
         return
+    local = _folder_here(storage, folder.name)
+    if _run(folder, options, local, wandb=wandb, tensorboard=tensorboard, rule=rule):
+        _finish(folder.name, local, storage=storage, data=data)
+
+
+def _folder_here(storage: str, run: str) -> Path:
+    """Return the folder of a run on this machine: all of it, or what is not kept in the store."""
+    from aiornot.storage import is_remote
+
+    return Path("runs" if is_remote(storage) else storage, run)
+
+
+def _options(
+    chain: str,
+    data: str,
+    storage: str,
+    *,
+    wall_seconds: float | None,
+    device_seconds: float | None,
+    **values: Any,
+) -> tuple[Path, "Options"]:
+    """Return the folder of a chain and with what it is to run, both checked.
+
+    Nothing heavy is imported for it: whoever misspelt a name is told at once.
+    """
+    from aiornot import console
+    from aiornot.data import copies
+    from aiornot.storage import check_address, join
+    from aiornot.tuning import options, spending, stages
+
+    check_address(storage)
+    folder = stages.find_chain(chain)
+    loaded = stages.load_chain(folder)
+    found = options.Options(
+        data=copies.folder_of(data),
+        root=join(storage, folder.name),
+        limits=spending.Limits(wall_seconds=wall_seconds, device_seconds=device_seconds),
+        say=console.say,
+        local=_folder_here(storage, folder.name),
+        **values,
+    )
+    options.check_names(loaded, found)
+    common.prepared_folder(data, dict.fromkeys(stage.data for stage in loaded))
+    options.check(loaded, found)
+    return folder, found
+
+
+def _run(
+    folder: Path,
+    options: "Options",
+    local: Path,
+    *,
+    wandb: str,
+    tensorboard: bool,
+    rule: str | None,
+) -> bool:
+    """Run a chain and deliver its model; return whether it got so far, or ``--only`` ended it."""
+    from aiornot import console
+    from aiornot.delivery import bundle, registry
+    from aiornot.training import checkpoints
+    from aiornot.tuning import ray_chain, tracking
+
     with tracking.opened(local, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers:
         with console.observing() as observe:
             observed = dataclasses.replace(
@@ -99,8 +148,8 @@ def tune(
             )
             outcome = ray_chain.run_chain(folder, observed)
         if outcome is None:
-            console.say(f"stopped after {only}, as asked; without --only the chain goes on")
-            return
+            console.say(f"stopped after {options.only}, as asked; without --only the chain goes on")
+            return False
         with checkpoints.fetched(outcome.final.checkpoint) as checkpoint:
             out = bundle.write(
                 checkpoint,
@@ -113,10 +162,20 @@ def tune(
         _compare(out, outcome)
         common.print_bundle(out)
         registry.deliver(trackers.wandb, out, outcome.final.trial, outcome.final.labels)
-    _report(folder.name, storage=storage, data=data)
-    if is_remote(root):
+    return True
+
+
+def _finish(run: str, local: Path, *, storage: str, data: str) -> None:
+    """Write the report, and put what was delivered where the run lies."""
+    from aiornot import console
+    from aiornot.delivery import shelf
+    from aiornot.storage import is_remote, join
+
+    _report(run, storage=storage, data=data)
+    if is_remote(storage):
+        root = join(storage, run)
         shelf.keep(local, root)
-        console.say(f"also in {root}; anywhere: aiornot fetch {folder.name} --storage {storage}")
+        console.say(f"also in {root}; anywhere: aiornot fetch {run} --storage {storage}")
 
 
 def _compare(bundle: Path, outcome: Any) -> None:
@@ -156,7 +215,7 @@ def _report(run: str, *, storage: str, data: str) -> None:
         console.say(f"all of it on one page: {path}")
 
 
-def _plan(folder: Path, options: Any, *, as_json: bool) -> None:
+def _plan(folder: Path, options: "Options", *, as_json: bool) -> None:
     from aiornot import console
     from aiornot.tuning import plan_tables, ray_plan
 
