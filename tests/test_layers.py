@@ -22,6 +22,7 @@ ORDER = [
     "config",
     "hub",
     "storage",
+    "lock",
     "machine",
     "ray_session",
     "ray_spot",

@@ -1,7 +1,8 @@
 """What several verbs share: options that read alike, and how their values are understood."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,26 @@ def check_folders(folders: dict[str, Path | None]) -> None:
     for name, folder in folders.items():
         if folder is not None and folder.is_file():
             raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder meanwhile.
+
+    The lock lies beside the folder, which ``--fresh`` moves away.
+
+    Raises:
+        InputError: Another one is at work there.
+    """
+    from aiornot import lock
+
+    place = run.resolve()
+
+    def refuse(who: str) -> InputError:
+        return InputError(f"{run}: {who} is at work on this run; let it end first, or end it")
+
+    with lock.held(place.with_name(f".{place.name}.lock"), refuse):
+        yield
 
 
 def check_trainable(config: TrainConfig, path: Path) -> None:

@@ -72,7 +72,10 @@ def train(
         config = job.one_batch(config, num_train=hdf5.slots(path)["train"].count)
     common.check_trainable(config, path)
     place = common.torch_device(device)
-    with tracking.opened(out, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers:
+    with (
+        common.alone(out),
+        tracking.opened(out, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers,
+    ):
         with console.observing() as observe:
             ledger = Ledger(str(out), observers=[observe("train", 1, each_tick=True)])
             trial = _only_trial(ledger, config, hdf5.attributes(path)["settings"])

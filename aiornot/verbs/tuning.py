@@ -76,8 +76,9 @@ def tune(
         _plan(folder, options, as_json=as_json)
         return
     local = _folder_here(storage, folder.name)
-    if _run(folder, options, local, wandb=wandb, tensorboard=tensorboard, rule=rule):
-        _finish(folder.name, local, storage=storage, data=data)
+    with common.alone(local):
+        if _run(folder, options, local, wandb=wandb, tensorboard=tensorboard, rule=rule):
+            _finish(folder.name, local, storage=storage, data=data)
 
 
 def _folder_here(storage: str, run: str) -> Path:
