@@ -152,6 +152,9 @@ def test_an_offline_run_says_how_to_send_it(tmp_path, monkeypatch):
     assert tracker.close() == (
         f"W&B ran offline; to send its runs: wandb sync {tmp_path}/wandb/offline-run-*"
     )
+    idle = track.Tracker("project", tmp_path)
+    start(idle, "b-2")  # a run that failed before its first tick is nothing to look at
+    assert idle.close() == ""
     assert track.Tracker("project", tmp_path, mode="off").close() == ""
     with pytest.raises(InputError, match="use auto or off"):
         resolve_mode("online")

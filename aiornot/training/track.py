@@ -69,6 +69,7 @@ class Tracker:
         self._errands = Errands("W&B", at_end=self._finish_all)
         self._runs: dict[str, Any] = {}
         self._ended = Ended(folder)
+        self._has_ticks = False
         self._patience = CLOSE_SECONDS
 
     def lacks(self, run_id: str) -> bool:
@@ -100,11 +101,13 @@ class Tracker:
             "config": dict(config),
         }
         earlier = [dict(metrics) for metrics in ticks]
+        self._has_ticks |= bool(earlier)
         self._put(lambda: self._open(run_id, settings, earlier))
 
     def tick(self, run_id: str, metrics: Metrics) -> None:
         """Log one report: numbers, and histograms such as ``watch.logged`` gives."""
         values = dict(metrics)
+        self._has_ticks = True
         self._put(lambda: _log(self._runs[run_id], values))
 
     def model(
@@ -140,7 +143,9 @@ class Tracker:
         if not self._errands.has_begun:
             return ""
         hints = [] if is_whole else [f"W&B did not take all within {self._patience:.0f} s"]
-        if self.mode == "offline" and any(self.folder.glob("wandb/offline-run-*")):
+        # Of a run that failed before its first tick there is nothing to look at.
+        is_told = self.mode == "offline" and self._has_ticks
+        if is_told and any(self.folder.glob("wandb/offline-run-*")):
             runs = f"{self.folder}/wandb/offline-run-*"
             hints.append(f"W&B ran offline; to send its runs: wandb sync {runs}")
         return "; ".join(hints)
