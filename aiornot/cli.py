@@ -5,11 +5,29 @@ stdout is the result, stderr the talk. Exit code 0: done, 1: the work failed, 2:
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 
+from aiornot import __version__
 from aiornot.config import InputError, WorkError
 from aiornot.verbs import cluster, data, delivery, page, reporting, training, tuning
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"aiornot {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it, and no more."),
+    ] = False,
+) -> None:
+    """Hold the options that are of no verb."""
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Tune a detector of AI-generated images: parquet in, calibrated model out.",
 )
+app.callback()(_options)
 app.command("demo-data")(data.demo_data)
 app.command()(data.audit)
 app.command()(data.prepare)

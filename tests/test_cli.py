@@ -17,6 +17,7 @@ import pytest
 from conftest import run_verb
 from safetensors.torch import load_file
 
+import aiornot
 from aiornot import cli, console
 from aiornot.data import demo
 
@@ -82,6 +83,11 @@ def test_the_verbs_are_those_of_the_readme():
     assert tuple(names) == VERBS
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert all(f"aiornot {verb}" in readme for verb in VERBS)
+
+
+def test_the_version_is_a_line():
+    found = run_verb("--version")
+    assert found.code == 0 and found.out == f"aiornot {aiornot.__version__}\n"
 
 
 def test_the_options_are_frozen():

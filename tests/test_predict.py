@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CPU
-from PIL import Image
+from PIL import Image, features
 
 from aiornot import console
 from aiornot.config import InputError
-from aiornot.data import hdf5
+from aiornot.data import hdf5, images
 from aiornot.delivery import bundle, predict
 from aiornot.training import loader, loop
 
@@ -72,6 +72,16 @@ def test_broken_files_are_said_and_the_others_predicted(loaded, tmp_path):
     assert [one.error is None for one in found] == [False, True, False, False]
     assert set(found[0].to_dict()) == {"file", "error", "threshold", "model"}
     assert all(one.probability is None and one.label is None for one in found if one.error)
+
+
+def test_a_folder_gives_every_kind_of_file_that_the_decoder_reads(loaded, tmp_path):
+    absent = () if features.check("avif") else images.FORMATS["AVIF"]
+    wanted = sorted(set(images.SUFFIXES) - set(absent))
+    files = [save(tmp_path / f"image{suffix}") for suffix in wanted]
+    (tmp_path / "notes.txt").write_text("no image")
+    found = list(predict.predict(loaded, [tmp_path]))
+    assert [one.file for one in found] == sorted(files)
+    assert [one.error for one in found] == [None] * len(files)
 
 
 def test_a_batch_of_broken_files_alone_is_fine(loaded, tmp_path):

@@ -31,7 +31,19 @@ MAX_SCANS = 20
 
 # Only these: Pillow knows forty more, some of which start other programs (EPS runs Ghostscript)
 # or have no signature to be known by (TGA).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+}
+"""Pillow's name of each, and how its files are called."""
+
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""What is taken from a folder; a file that is named is read whatever it is called."""
 
 # What libjpeg says when pixels are lost. Its other remarks ("3 extraneous bytes before marker",
 # "Invalid SOS parameters") are about oddities of sound files, which cameras do write.

@@ -22,9 +22,6 @@ from aiornot.data import images
 from aiornot.delivery import bundle as bundles
 from aiornot.delivery.bundle import Bundle
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""What is taken from a folder; a file that is named is read whatever it is called."""
-
 MAX_BYTES = 200_000_000
 """Largest file that is read."""
 
@@ -117,7 +114,7 @@ def _files_of(path: Path) -> list[Path]:
     if os.path.isdir(path):
         found = sorted(_images_below(path))
         if not found:
-            raise InputError(f"{path}: no images there ({' '.join(SUFFIXES)})")
+            raise InputError(f"{path}: no images there ({' '.join(images.SUFFIXES)})")
         return found
     if os.path.lexists(path):
         return [path]
@@ -148,7 +145,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
         new = {os.path.realpath(os.path.join(name, inner)): inner for inner in reversed(folders)}
         folders[:] = sorted(inner for real, inner in new.items() if real not in seen)
         seen.update(new)
-        yield from (Path(name, file) for file in files if file.lower().endswith(SUFFIXES))
+        yield from (Path(name, file) for file in files if file.lower().endswith(images.SUFFIXES))
 
 
 def _refuse(error: OSError) -> None:
