@@ -138,6 +138,26 @@ def test_a_file_of_torch_with_tensors_alone_is_read(unplugged, wrap):
     assert_taken_over(module, tensors)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("README.md", b"# A text", "is no file of weights; give a .safetensors file"),
+        ("first.pth", b"", "is no file of weights; give"),
+        ("first.safetensors", b"# A text", "is no safetensors file, or not a whole one"),
+        ("cut.pth", b"PK\x03\x04 and no more", "is damaged, or holds more than tensors"),
+    ],
+)
+def test_what_is_no_weights_is_a_sentence_of_ours(unplugged, name, content, said):
+    (unplugged / name).write_bytes(content)
+    assert refusal(config(weights=str(unplugged / name))).startswith(f"{unplugged / name} {said}")
+
+
+def test_what_is_no_weights_is_refused_before_a_run_begins(unplugged):
+    (unplugged / "README.md").write_text("# A text")
+    with pytest.raises(InputError, match="no file of weights"):
+        model.check(config(weights=str(unplugged / "README.md")), size=64)
+
+
 class Payload:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -150,7 +170,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(unplugged)
     path = unplugged / "first.pth"
     torch.save({"state_dict": trained(), "extra": Payload(unplugged / "run")}, path)
     message = refusal(config(weights=str(path)))
-    assert message.startswith(f"{path} is no safetensors file, and no file of torch with tensors ")
+    assert message.startswith(f"{path} is damaged, or holds more than tensors")
     assert message.endswith("convert it to safetensors where you trust it")
     assert not (unplugged / "run").exists()
 

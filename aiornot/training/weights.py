@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is in its list
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import nn
 
@@ -31,13 +31,13 @@ PATIENCE = 5.0
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse a file that is not there.
+    """Refuse a file that is not there, or is none of weights, by a look at its first bytes.
 
     Raises:
         InputError: As said.
     """
     if config.weights is not None:
-        _file(config.weights)
+        _check_kind(_file(config.weights))
 
 
 @contextmanager
@@ -101,17 +101,39 @@ def _file(given: str) -> Path:
     return path
 
 
-def _check_readable(path: Path) -> None:
-    """Refuse what is no weights, and pickles of more than tensors, which older timm would run."""
-    try:
-        if path.suffix == ".safetensors":
+_TORCH = (b"PK\x03\x04", b"\x80")
+"""How a file of torch begins: a zip archive, and before torch 1.6 a pickle."""
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse by its first bytes what was never a file of weights, and a cut one of safetensors."""
+    if path.suffix == ".safetensors":
+        try:
             with safe_open(path, framework="pt"):
                 return
+        except SafetensorError:
+            raise InputError(
+                f"{path} is no safetensors file, or not a whole one; download or copy it again"
+            ) from None
+    with path.open("rb") as file:
+        if not file.read(4).startswith(_TORCH):
+            raise InputError(
+                f"{path} is no file of weights; give a .safetensors file, one of torch, or the "
+                "folder of a bundle"
+            )
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse what is no weights, and pickles of more than tensors, which older timm would run."""
+    _check_kind(path)
+    if path.suffix == ".safetensors":
+        return
+    try:
         found = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # whatever strangers' bytes make of an unpickler
+    except Exception:  # whatever strangers' bytes make of an unpickler
         raise InputError(
-            f"{path} is no safetensors file, and no file of torch with tensors alone "
-            f"({first_line(error)}); convert it to safetensors where you trust it"
+            f"{path} is damaged, or holds more than tensors, which could run a program: convert "
+            "it to safetensors where you trust it"
         ) from None
     if not any(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError(f"{path} holds no tensors by name; give a state_dict or safetensors")
