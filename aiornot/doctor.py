@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from aiornot.storage import spoken
 from aiornot.survey import Node, Survey
 
 Status = Literal["ok", "warn", "fail"]
@@ -169,10 +170,10 @@ def _data(survey: Survey, node: Node) -> _Line:
         return "fail", "data", f"{survey.data} holds other files than the head's", mend
     needed, cache = sum(node.data.values()), node.facts["disks"]["prepared files"]
     if remote and cache and needed > cache["free"]:
-        told = f"{_gb(needed)} to be fetched, {_gb(cache['free'])} free in {cache['path']}"
+        told = f"{spoken(needed)} to be fetched, {spoken(cache['free'])} free in {cache['path']}"
         return "fail", "data", told, "set AIORNOT_CACHE to a folder on a larger disk"
     names = ", ".join(sorted(node.data))
-    return "ok", "data", f"{survey.data}: {names}, {_gb(needed)}", ""
+    return "ok", "data", f"{survey.data}: {names}, {spoken(needed)}", ""
 
 
 def _disk(name: str, mend: str) -> Callable[[Survey, Node], _Line]:
@@ -184,10 +185,9 @@ def _disk(name: str, mend: str) -> Callable[[Survey, Node], _Line]:
         if survey.cluster is not None and name == "Ray's files" and used > FULL:
             return "fail", "disk", f"{used:.0%} used {place}: Ray stops at {FULL:.0%}", mend
         if disk["free"] < LEAST_FREE[name]:
-            return "warn", "disk", f"{_gb(disk['free'])} free {place}", mend
+            return "warn", "disk", f"{spoken(disk['free'])} free {place}", mend
         # As a round number: equal lines of several nodes become one.
-        least = LEAST_FREE[name] / 1e9
-        return "ok", "disk", f"more than {least:.0f} GB free {place}", ""
+        return "ok", "disk", f"more than {spoken(LEAST_FREE[name])} free {place}", ""
 
     return check
 
@@ -203,7 +203,7 @@ def _memory(survey: Survey, node: Node) -> _Line:
     if memory is None or not store:
         return "ok", "memory", "no object store yet" if memory else "no /dev/shm here", ""
     if store > memory["total"]:
-        told = f"/dev/shm has {_gb(memory['total'])}, the object store wants {_gb(store)}"
+        told = f"/dev/shm has {spoken(memory['total'])}, the object store wants {spoken(store)}"
         return "warn", "memory", told, "docker run --shm-size=..., or a smaller object store"
     return "ok", "memory", "the object store fits into /dev/shm", ""
 
@@ -302,7 +302,3 @@ def _wandb(survey: Survey) -> Finding:
     if survey.wandb == "offline" and survey.has_account:
         told = "WANDB_MODE=offline: runs are kept as files"
     return Finding(status="ok", what="W&B", where="driver", found=told)
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"

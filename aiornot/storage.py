@@ -67,6 +67,13 @@ def check_address(path: str) -> None:
         raise InputError(f"{path}: use a local path, s3:// or hf://")
 
 
+def spoken(num_bytes: float) -> str:
+    """Return a size in the unit in which people would say it: 640 kB, 3.1 MB, 20 GB."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = next((p for p in range(len(units)) if abs(num_bytes) < 1000 ** (p + 1)), len(units) - 1)
+    return f"{num_bytes / 1000**power:.1f}".removesuffix(".0") + f" {units[power]}"
+
+
 def _open(path: str) -> tuple[fs.FileSystem, str]:
     check_address(path)
     if not is_remote(path):

@@ -676,7 +676,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(source, out, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError) as raised:
         prepare(source, out, PROFILE)
-    assert str(raised.value).startswith(f"{out}: 0.0 GB are needed for 40 images of 32 px and")
+    assert str(raised.value).startswith(f"{out}: 122.9 kB are needed for 40 images of 32 px and")
     assert names(out) == []
 
 

@@ -35,6 +35,17 @@ def contents(path: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "said"),
+    [
+        *((0, "0 bytes"), (999, "999 bytes"), (122_880, "122.9 kB"), (3_140_000, "3.1 MB")),
+        *((20e9, "20 GB"), (139.6e9, "139.6 GB"), (5e15, "5000 TB")),
+    ],
+)
+def test_a_size_is_said_in_the_unit_that_fits_it(num_bytes, said):
+    assert storage.spoken(num_bytes) == said
+
+
 def test_a_text_comes_back_as_it_was_written(root):
     path = storage.join(root, "deep", "er", "note.json")
     assert not storage.exists(path)

@@ -196,8 +196,8 @@ def _check_room(url: str, size: int, folder: Path) -> None:
 def _no_room(url: str, size: int, folder: Path) -> WorkError:
     free = shutil.disk_usage(folder).free
     return WorkError(
-        f"{folder}: No space left on device: {url} takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB "
-        f"are free; make room, or set {CACHE} to a folder on a larger disk"
+        f"{folder}: No space left on device: {url} takes {storage.spoken(size)}, "
+        f"{storage.spoken(free)} are free; make room, or set {CACHE} to a folder on a larger disk"
     )
 
 

@@ -115,8 +115,8 @@ def check_space(folder: Path, layout: Layout, *, litter: Sequence[Path] = ()) ->
     free = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in litter)
     if needed > free:
         raise InputError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed for {len(layout)} images of {size} px and "
-            f"{free / 1e9:.1f} GB are free; free some, or lower --size or --limit"
+            f"{folder}: {storage.spoken(needed)} are needed for {len(layout)} images of {size} px "
+            f"and {storage.spoken(free)} are free; free some, or lower --size or --limit"
         )
 
 

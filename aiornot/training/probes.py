@@ -80,7 +80,7 @@ def about_lr(found: finder.Found) -> str:
 def about_memory(fitted: memory.Fit | None, *, batch_size: int) -> str:
     if fitted is None:
         return f"micro_batch_size: not measured, for {memory.NEEDS_GPU}"
-    used = f"{fitted.peak / 1e9:.3g} of {fitted.free / 1e9:.3g} GB free"
+    used = f"{storage.spoken(fitted.peak)} of {storage.spoken(fitted.free)} free"
     if fitted.micro_batch == batch_size:
         return f"micro_batch_size: not needed, all {batch_size} images fit at once ({used})"
     return f"micro_batch_size={fitted.micro_batch}: of {batch_size} images so many fit ({used})"

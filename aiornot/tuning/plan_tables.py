@@ -1,5 +1,6 @@
 """A plan as people read it: what ``plan.py`` returns, as tables and sentences."""
 
+from aiornot.storage import spoken
 from aiornot.tuning.plan import TIMES, Row
 from aiornot.tuning.tables import Table, duration
 
@@ -55,7 +56,7 @@ def _what(row: Row) -> list[str]:
 
 
 def _how_much(row: Row) -> list[str]:
-    return [*(duration(row[key]) for key in TIMES), size(row["most_bytes"])]
+    return [*(duration(row[key]) for key in TIMES), spoken(row["most_bytes"])]
 
 
 def _pace(row: Row) -> list[str]:
@@ -67,25 +68,18 @@ def _pace(row: Row) -> list[str]:
         f"{row['train_images_per_second']:.3g}",
         f"{row['val_images_per_second']:.3g}",
         f"{row['start_seconds']:.1f} s",
-        f"{size(row['checkpoint_bytes'])} in {row['checkpoint_seconds']:.1f} s",
+        f"{spoken(row['checkpoint_bytes'])} in {row['checkpoint_seconds']:.1f} s",
     ]
-
-
-def size(num_bytes: float) -> str:
-    """Return a number of bytes in the unit in which people would say it."""
-    if num_bytes < 1e9:
-        return f"{num_bytes / 1e6:.1f} MB" if num_bytes < 1e7 else f"{num_bytes / 1e6:.0f} MB"
-    return f"{num_bytes / 1e9:.1f} GB"
 
 
 def _room(found: Row) -> str:
     most, free = found["total"]["most_bytes"], found["free_bytes"]
-    text = f"checkpoints: {size(most)} at most"
+    text = f"checkpoints: {spoken(most)} at most"
     if free is None:
         return f"{text}; how much is free in {found['storage']} is not known"
     if most > free:
-        return f"{text}, but only {size(free)} are free for {found['storage']}: make room"
-    return f"{text}; {size(free)} are free for {found['storage']}"
+        return f"{text}, but only {spoken(free)} are free for {found['storage']}: make room"
+    return f"{text}; {spoken(free)} are free for {found['storage']}"
 
 
 def sentence(option: str, found: Row) -> str:
