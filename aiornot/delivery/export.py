@@ -43,6 +43,9 @@ class Exported:
     file: str
     opset: int
     num_compared: int
+    """Images, made-up ones and those given."""
+    num_given: int
+    """Those of ``images`` among them."""
     difference: float | None
     """Largest difference of a probability; None where onnxruntime is not installed."""
 
@@ -84,7 +87,8 @@ def export(bundle: Bundle, file: Path, *, images: Iterable[Path] = ()) -> Export
     """
     if file.is_dir() or not file.parent.is_dir():
         raise InputError(f"--onnx {file}: give the name of a file in a folder that exists")
-    pixels = np.concatenate([specimens.make(bundle.size), *_pixels(bundle, images)])
+    given = list(_pixels(bundle, images))
+    pixels = np.concatenate([specimens.make(bundle.size), *given])
     content = _content(bundle)
     difference = _difference(bundle, content, pixels)
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -97,6 +101,7 @@ def export(bundle: Bundle, file: Path, *, images: Iterable[Path] = ()) -> Export
         file=str(file),
         opset=OPSET,
         num_compared=0 if difference is None else len(pixels),
+        num_given=0 if difference is None else len(given),
         difference=difference,
     )
 

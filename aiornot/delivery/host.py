@@ -33,15 +33,18 @@ _POLICY = (
 
 
 def wait() -> None:
-    """Return when the process is asked to end, by Ctrl-C or SIGTERM."""
+    """Return when the process is asked to end, by Ctrl-C or SIGTERM, and ignore both from then on.
+
+    To close the page and to remove its uploads takes a moment, which a second Ctrl-C would cut off
+    with a traceback.
+    """
     stop = threading.Event()
     names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: stop.set()) for name in names}
-    try:
-        stop.wait()
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+    for name in names:
+        signal.signal(name, lambda *_: stop.set())
+    stop.wait()
+    for name in names:
+        signal.signal(name, signal.SIG_IGN)
 
 
 def free_port(wanted: int) -> int:

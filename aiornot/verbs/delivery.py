@@ -335,9 +335,11 @@ def export(
     if found.difference is None:
         console.say("onnxruntime is not installed, so the file was not compared with torch")
     else:
+        made_up = f"{found.num_compared - found.num_given} made-up images"
+        given = f" and the {found.num_given} of --check" if found.num_given else ""
         console.say(
-            f"{found.num_compared} images in onnxruntime: probabilities differ from torch's by at "
-            f"most {found.difference:.2g}"
+            f"{made_up}{given} in onnxruntime: probabilities differ from torch's by at most "
+            f"{found.difference:.2g}"
         )
     if as_json:
         console.print_json(found.to_dict())
