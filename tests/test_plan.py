@@ -412,7 +412,7 @@ def planned(*arguments: str) -> Row:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)  # six plans and a search: seconds each, and minutes where all is busy
 def test_a_plan_writes_nothing_and_then_counts_what_the_ledger_holds(home, ray_cluster):
     before = sorted(home.rglob("*"))
     fresh = planned("--hours", "100")
