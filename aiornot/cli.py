@@ -4,6 +4,7 @@ stdout is the result, stderr the talk. Exit code 0: done, 1: the work failed, 2:
 """
 
 import errno
+import os
 import sys
 from typing import Annotated
 
@@ -73,9 +74,17 @@ _NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
+_ENVIRONMENT = {
+    # What Ray says of every Ray Train run inside a trial: its processes share few cores.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started on node",
+}
+"""Ray reads it when it is imported; whoever set it otherwise is obeyed."""
+
 
 def main() -> None:
     """Run a verb; turn what the user can mend into one sentence and an exit code."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_nodes
 
 from aiornot import machine
-from aiornot.config import InputError
+from aiornot.config import InputError, WorkError
 
 QUIET = {
     # Ray's own tables and warnings would bury the lines that this program prints.
@@ -71,6 +71,7 @@ def connected(
 
     Raises:
         InputError: There is no cluster at RAY_ADDRESS, or it lacks the State API.
+        WorkError: A Ray of one's own did not start in time.
     """
     if ray.is_initialized():
         close_token()
@@ -102,6 +103,13 @@ def connected(
         address = os.environ.get("RAY_ADDRESS")
         raise InputError(
             f"RAY_ADDRESS={address}: {error}; unset it to use this machine alone"
+        ) from None
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no class for it
+            raise
+        raise WorkError(
+            "Ray did not start in time, as on a machine that is busy with other work; run the same "
+            "command again"
         ) from None
     try:
         close_token()

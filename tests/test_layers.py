@@ -23,6 +23,7 @@ ORDER = [
     "hub",
     "storage",
     "lock",
+    "sieve",
     "machine",
     "ray_session",
     "ray_spot",

@@ -96,6 +96,8 @@ def test_the_same_command_makes_what_is_missing_and_nothing_else(scored, deliver
     assert scored.summary == ray_predict.Summary(
         out=str(scored.out), rows=60, errors=2, parts=3, kept=2
     )
+    phases = list(dict.fromkeys(what for what, _, _ in scored.progress))
+    assert phases == ["reading the source", "predicting", "starting Ray"]
     assert scored.progress[-1] == ("predicting", 60, 60)
     for name, (inode, content) in scored.first.items():
         part = scored.out / name

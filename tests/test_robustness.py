@@ -59,7 +59,18 @@ def test_the_tiers_keep_their_limits_and_scale_them_with_smaller_images(size, we
 
 
 def test_clean_is_what_evaluation_says_and_flips_are_verdicts_that_change(copy, delivered):
-    found = robustness.measure(copy, data=delivered.data, split="val", device=CPU)
+    told: list[tuple[str, int, int]] = []
+    found = robustness.measure(
+        copy,
+        data=delivered.data,
+        split="val",
+        device=CPU,
+        progress=lambda *what: told.append(what),
+    )
+    num_conditions = len(damage.tiers(SIZE)) + sum(map(len, damage.CURVES.values()))
+    for phase, total in (("damaging and scoring", 64 * num_conditions), ("drawing again", 2000)):
+        counts = [done for what, done, all_of_it in told if what == phase and all_of_it == total]
+        assert counts == sorted(counts) and counts[-1] == total
     said = json.loads((copy / "bundle.json").read_text())["val"]
     clean, web, hard = found["tiers"]
     for name in ("auroc", "balanced_accuracy@threshold", "fpr@threshold"):

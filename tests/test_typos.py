@@ -25,6 +25,7 @@ TYPOS = {
     "train --device": (("train", "--device", "gpu7"), "--device gpu7"),
     "train --watch": (("train", "--watch", "17"), "--watch 17"),
     "train --weights": (("train", "--weights", "nowhere"), "--weights nowhere: no such file"),
+    "prepare --profile": (("prepare", "x", "--profile", "ful"), "--profile ful: use debug"),
     "probe --set": (("probe", "--set", "rl=1"), "unknown hyper-parameter 'rl'"),
     "calibrate": (("calibrate", "bundle", "--rule", "balanced"), "--data"),
     "calibrate --rule": (("calibrate", "bundle", "--rule", "best"), "best"),

@@ -19,6 +19,12 @@ Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Weights (R, N) -> named values (R,): one for each draw, which counts image n ``weights[r, n]``
 times. A value is NaN where it is undefined."""
 
+Progress = Callable[[int, int], None]
+
+
+def _quiet(done: int, total: int) -> None:
+    pass
+
 
 def sample(
     statistics: Statistics,
@@ -27,6 +33,7 @@ def sample(
     clusters: np.ndarray | None = None,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
+    progress: Progress = _quiet,
 ) -> dict[str, np.ndarray]:
     """Return what each statistic is over draws of clusters, (num_draws,) by its name.
 
@@ -39,13 +46,16 @@ def sample(
         labels: (N,) bool.
         clusters: (N,) ids; None draws each image alone.
         seed: Equal seeds, labels and clusters give equal draws.
+        progress: Called with the draws so far, and with all.
     """
     found: list[Mapping[str, np.ndarray]] = []
     step = max(1, _CHUNK // len(labels))
     generator = np.random.default_rng(seed)
     strata = _strata(labels, np.arange(len(labels)) if clusters is None else clusters)
     for done in range(0, num_draws, step):
-        found.append(statistics(_draw(strata, len(labels), min(step, num_draws - done), generator)))
+        count = min(step, num_draws - done)
+        found.append(statistics(_draw(strata, len(labels), count, generator)))
+        progress(done + count, num_draws)
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
@@ -97,9 +107,12 @@ def intervals(
     clusters: np.ndarray | None = None,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
+    progress: Progress = _quiet,
 ) -> dict[str, tuple[float, float]]:
     """Return the 95 % interval of each statistic; arguments as those of ``sample``."""
-    drawn = sample(statistics, labels, clusters=clusters, num_draws=num_draws, seed=seed)
+    drawn = sample(
+        statistics, labels, clusters=clusters, num_draws=num_draws, seed=seed, progress=progress
+    )
     return {name: interval(values) for name, values in drawn.items()}
 
 

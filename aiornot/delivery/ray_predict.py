@@ -8,12 +8,15 @@ numbers only. A part is whole or not there, and the same command makes those tha
 import dataclasses
 import json
 import math
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from aiornot import ray_session, storage
 from aiornot.config import InputError, WorkError
@@ -21,6 +24,11 @@ from aiornot.data import ray_decode, shards
 from aiornot.delivery import manifest
 from aiornot.delivery.ray_scorer import METADATA, Scorer, part_name
 from aiornot.tuning.ray_machines import machines
+
+NOISE = re.compile(
+    rb"\[.* core_worker\.cc:\d+: Actor with class name: 'MapWorker\(.* has constructor"
+)
+"""Ray's core says so on stderr of every pool of actors that Ray Data makes, each time."""
 
 HEADER = "_aiornot.json"
 """What made the parts. Readers of parquet pass over a name that begins so."""
@@ -73,7 +81,9 @@ def predict(
         raise InputError(f"batch_size={batch_size} must be at least 1")
     description = manifest.read(folder)
     manifest.check_weights(folder, description["sha256"])
+    progress("reading the source", 0, 1)
     found = shards.outline(source, labels=False)
+    progress("reading the source", 1, 1)
     parts = list(_parts(found.blocks))
     header = _header(description, found, num_parts=len(parts))
     _check_out(out, header)
@@ -86,7 +96,10 @@ def predict(
     if todo:
         storage.write_text(storage.join(out, HEADER), header)
         items = [{"number": number, "blocks": _to_json(parts[number])} for number in todo]
+        progress("starting Ray", 0, 1)
         with ray_session.connected(num_cpus=num_cpus):
+            progress("starting Ray", 1, 1)
+            counted.add(0, 0)
             _run(items, folder, out, header, counted, batch_size, device)
     return Summary(
         out=out,
@@ -200,15 +213,18 @@ def _run(
         "num_threads": max(1, math.ceil(resources["num_cpus"])),
         "device": "cuda" if resources["num_gpus"] else "cpu",
     }
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        Scorer,
-        fn_constructor_kwargs=scorer,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(items))),
-        # By default without end, also where a part kills its actor each time. Ray 2.64 is to drop
-        # this argument.
-        max_task_retries=2,
-        **resources,
-    )
+    source = ray.data.from_items(items, override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = source.map(
+            Scorer,
+            fn_constructor_kwargs=scorer,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(items))),
+            # By default without end, also where a part kills its actor each time. Ray 2.64 is to
+            # drop this argument, and warns of it.
+            max_task_retries=2,
+            **resources,
+        )
     damaged = []
     for result in ray_decode.results(dataset):
         if result["failed"]:

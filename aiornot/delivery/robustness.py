@@ -8,6 +8,7 @@ Each prepared image is taken for a picture that someone passes on: it is damaged
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,17 @@ def measure(
     opened = evaluate.open_once(folder, split)
     wanted = _conditions(bundle.size)
     pixels = hdf5.map_images(data, split)
-    logits = {}
-    for number, (name, one) in enumerate(wanted.items()):
-        progress("damaging and scoring", number * len(labels), len(wanted) * len(labels))
-        logits[name] = np.concatenate(list(_logits(bundle, pixels, one)))
+    logits: dict[str, np.ndarray] = {}
+    for name, one in wanted.items():
+        parts: list[np.ndarray] = []
+        for part in _logits(bundle, pixels, one):
+            parts.append(part)
+            done = len(logits) * len(labels) + sum(map(len, parts))
+            progress("damaging and scoring", done, len(wanted) * len(labels))
+        logits[name] = np.concatenate(parts)
         check(logits[name], labels)
     clusters = layout.read_clusters(data, split)
-    found = _measured(bundle, logits, labels, clusters)
+    found = _measured(bundle, logits, labels, clusters, partial(progress, "drawing again"))
     result = {
         "split": split,
         "opened": opened,
@@ -153,6 +158,7 @@ def _measured(
     logits: Mapping[str, np.ndarray],
     labels: np.ndarray,
     clusters: np.ndarray | None,
+    progress: Callable[[int, int], None],
 ) -> dict[str, dict[str, Any]]:
     """Return damage, metrics and intervals by condition; all conditions see the same draws."""
     clean = bundle.calibration.verdicts(logits["clean"])
@@ -168,7 +174,7 @@ def _measured(
         }
 
     once = statistics(np.ones((1, len(labels))))
-    intervals = bootstrap.intervals(statistics, labels, clusters=clusters)
+    intervals = bootstrap.intervals(statistics, labels, clusters=clusters, progress=progress)
     return {
         name: {
             "damage": one.to_dict(),

@@ -1,8 +1,9 @@
 """What several verbs share: options that read alike, and how their values are understood."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,13 @@ def check_folders(folders: dict[str, Path | None]) -> None:
     for name, folder in folders.items():
         if folder is not None and folder.is_file():
             raise InputError(f"{name} {folder}: there is a file of that name; give a folder")
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Send to stderr what Ray prints to stdout meanwhile, of dead nodes and full memory."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

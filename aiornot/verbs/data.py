@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aiornot.config import InputError
+from aiornot.verbs import common
 from aiornot.verbs.common import PREPARED, JsonOption
 
 
@@ -120,8 +121,7 @@ def prepare(
 
     Example: aiornot prepare data/aiornot --out data/prepared --profile reduced
     """
-    from aiornot import console, storage
-    from aiornot.data import copies, layout, ray_prepare
+    from aiornot.data import layout
 
     if profile not in layout.PROFILES:
         raise InputError(f"--profile {profile}: use {', '.join(layout.PROFILES)}")
@@ -139,9 +139,14 @@ def prepare(
         geometry=geometry,  # type: ignore[arg-type]  # checked above
         resample=resample,  # type: ignore[arg-type]  # checked above
     )
+
+    from aiornot import console, storage
+    from aiornot.data import copies, ray_prepare
+
     path = storage.join(out, f"{profile}.h5")
     remote = storage.is_remote(out)
     with (
+        common.results_alone(),
         console.counting() as counter,
         copies.published(path, progress=counter.update)
         if remote

@@ -429,10 +429,14 @@ def _lines_in_terminal(as_table: bool) -> bool:
 def _predict_parquet(
     bundle: Path, source: str, out: str, *, batch_size: int, device: str, as_json: bool
 ) -> None:
-    from aiornot import console
+    from aiornot import console, sieve
     from aiornot.delivery import ray_predict
 
-    with console.counting() as counter:
+    with (
+        sieve.sifted(ray_predict.NOISE),
+        common.results_alone(),
+        console.counting() as counter,
+    ):
         found = ray_predict.predict(
             bundle, source, out, batch_size=batch_size, device=device, progress=counter.update
         )

@@ -139,7 +139,7 @@ def _run(
     from aiornot.tuning import ray_chain, tracking
 
     with tracking.opened(local, wandb=wandb, tensorboard=tensorboard, say=console.say) as trackers:
-        with console.observing() as observe:
+        with common.results_alone(), console.observing() as observe:
             observed = dataclasses.replace(
                 options,
                 trackers=trackers.all,
@@ -220,7 +220,7 @@ def _plan(folder: Path, options: "Options", *, as_json: bool) -> None:
     from aiornot import console
     from aiornot.tuning import plan_tables, ray_plan
 
-    with console.counting() as counter:
+    with common.results_alone(), console.counting() as counter:
         found = ray_plan.make(folder, options, progress=counter.update)
     if as_json:
         console.print_json(found)
