@@ -23,7 +23,7 @@ def held(path: Path, refuse: Callable[[str], Exception]) -> Iterator[None]:
         path: The file, made here and removed at the end; one that was left behind is no lock.
         refuse: Makes the exception to raise where another process holds it, told which.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    was_there = path.parent.exists()
     with _locked(path, refuse) as stream:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {platform.node()}")
@@ -32,10 +32,14 @@ def held(path: Path, refuse: Callable[[str], Exception]) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)  # before it is released: see _locked
+            if not was_there:
+                with suppress(OSError):  # it is not empty
+                    path.parent.rmdir()
 
 
 def _locked(path: Path, refuse: Callable[[str], Exception]) -> IO[str]:
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+")
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
