@@ -1,8 +1,8 @@
 """A small chart as inline SVG: axes, lines, dots, bands. It takes its colours from the page.
 
-``delivery/report_figures.py`` draws with it. A chart is as wide as a phone and stands beside others
-where there is room, so that its letters are as large as those around it. No script, no picture
-file: it is sharp in print and follows the reader's dark mode.
+``report_search.py``, ``report_scores.py`` and ``report_damage.py`` draw with it. A chart is as wide
+as a phone and stands beside others where there is room, so that its letters are as large as those
+around it. No script, no picture file: it is sharp in print and follows the reader's dark mode.
 """
 
 import dataclasses

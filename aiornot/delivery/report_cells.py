@@ -1,0 +1,56 @@
+"""The figures of a report as cells of its tables and tiles: a value, its interval, a difference."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiornot.data.markup import Html, paragraph
+
+_Table = Mapping[str, Any]
+
+
+def absent(report: _Table, name: str) -> Html | None:
+    """Return the sentence that stands for something which is not there."""
+    missing = report["missing"]
+    told = missing.get("delivered") or missing.get(name)
+    return paragraph(told) if told else None
+
+
+def judged(report: _Table) -> tuple[str, _Table]:
+    """Return the evaluation to show: of test where that was opened, else of val."""
+    test = report["evaluations"].get("test")
+    return ("test", test) if test else ("val", report["evaluations"]["val"])
+
+
+def value(found: _Table | None) -> Html:
+    """Show a figure with its interval."""
+    if found is None or found["value"] is None:
+        return Html("-")
+    return Html(f"{found['value']:.4f}{_interval(found['interval'])}")
+
+
+def _interval(ends: Sequence[float | None] | None) -> str:
+    if not ends or ends[0] is None:
+        return ""
+    return f" <span class=dim>[{ends[0]:.3f}, {ends[1]:.3f}]</span>"
+
+
+def difference(found: _Table | None) -> Html:
+    if found is None:
+        return Html("")
+    low, high = found["interval"]
+    told = {True: "better", False: "worse", None: "may be chance"}[found["better"]]
+    return Html(
+        f"{found['difference']:+.4f} <span class=dim>[{low:+.3f}, {high:+.3f}] {told}</span>"
+    )
+
+
+def number(found: float | None) -> str:
+    return "-" if found is None else f"{found:.3f}"
+
+
+def percent(found: float) -> str:
+    return f"{found:.1%}"
+
+
+def ends_of(ends: Any, sign: str = "") -> str:
+    return "" if not ends or ends[0] is None else f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"

@@ -1,0 +1,175 @@
+"""The part of a report on the scores: calibration, ROC, precision and recall, both classes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiornot.data.hdf5 import CLASSES
+from aiornot.data.markup import Html, join, paragraph
+from aiornot.delivery import plot
+from aiornot.delivery.bootstrap import wilson
+from aiornot.delivery.plot import Plot, Scale
+from aiornot.delivery.report_cells import absent, judged
+from aiornot.delivery.report_results import NOTEBOOK_HUMAN
+
+_Table = Mapping[str, Any]
+
+
+def curves(report: _Table) -> Html:
+    if told := absent(report, "curves"):
+        return told
+    split, shown = judged(report)
+    human = report["human"]
+    figures = [
+        _reliability(shown),
+        _roc(shown, human),
+        _precision_recall(shown, human),
+        _scores(shown),
+    ]
+    note = f"Of {shown['num_real'] + shown['num_generated']:,} images of {split}."
+    return join([paragraph(note, dim=True), Html(f"<div class='charts two'>{join(figures)}</div>")])
+
+
+def _reliability(evaluation: _Table) -> Html:
+    """Draw how often an image is generated where the model says how probable that is."""
+    frame = Plot(plot.unit("said: probability of generated"), plot.unit("true: share generated"))
+    parts = [frame.line([(0, 0), (1, 1)], "rung")]
+    for one in evaluation["curves"]["reliability"]:
+        share = one["generated"] / one["num"]
+        tip = f"{one['generated']} of {one['num']} generated, said {one['probability']:.3f}"
+        ends = wilson(one["generated"], one["num"])
+        parts += [
+            frame.line([(one["probability"], end) for end in ends], "whisker"),
+            frame.dot((one["before_temperature"], share), "hollow", radius=2.5),
+            frame.dot((one["probability"], share), "one", radius=3.5, tip=tip),
+        ]
+    names = [("one", "calibrated"), ("hollow", "before temperature")]
+    error = evaluation["metrics"]["ece"]
+    return plot.figure(
+        "Calibration",
+        frame,
+        parts,
+        legend=plot.key(names),
+        below=f"{len(evaluation['curves']['reliability'])} bins of equal size with 95 % intervals; "
+        f"on the diagonal it says what is true. Mean distance (ECE) {error:.3f}.",
+    )
+
+
+def _roc(evaluation: _Table, human: _Table | None) -> Html:
+    """Draw recall over the false-positive rate, with the person of the notebook."""
+    verdicts, metrics = evaluation["curves"]["verdicts"], evaluation["metrics"]
+    frame = Plot(plot.unit("real images called generated"), plot.unit("recall of generated"))
+    points = list(zip(verdicts["fpr"], verdicts["recall"], strict=True))
+    chosen = (metrics["fpr@threshold"], metrics["recall@threshold"])
+    parts = [frame.line([(0, 0), (1, 1)], "rung"), frame.line(points, "curve one")]
+    parts += _operating(frame, chosen, (metrics["fpr@0.5"], metrics["recall@0.5"]))
+    parts += _people(frame, human, across=("fpr", False), up="recall")
+    return plot.figure(
+        "ROC",
+        frame,
+        parts,
+        legend=plot.key(_names(human)),
+        below=f"AUROC {metrics['auroc']:.4f}. {_ABOUT_PERSON}",
+    )
+
+
+def _precision_recall(evaluation: _Table, human: _Table | None) -> Html:
+    """Draw precision over recall, with the person of the notebook."""
+    verdicts, metrics = evaluation["curves"]["verdicts"], evaluation["metrics"]
+    found = zip(verdicts["recall"], verdicts["precision"], strict=True)
+    points = [(one, other) for one, other in found if other is not None]
+    share = evaluation["num_generated"] / (evaluation["num_generated"] + evaluation["num_real"])
+    frame = Plot(plot.unit("recall of generated"), plot.unit("precision"))
+    parts = [frame.line([(0, share), (1, share)], "rung"), frame.line(points, "curve one")]
+    operating = [
+        (metrics[f"recall@{at}"], metrics[f"precision@{at}"] or 0.0) for at in ("threshold", "0.5")
+    ]
+    parts += _operating(frame, *operating)
+    parts += _people(frame, human, across=("recall", False), up="precision")
+    return plot.figure(
+        "Precision and recall",
+        frame,
+        parts,
+        legend=plot.key(_names(human)),
+        below=f"Average precision {metrics['average_precision']:.4f}. {_ABOUT_PERSON}",
+    )
+
+
+_ABOUT_PERSON = "The notebook's person saw 50 other images: recall .9545, precision .7500."
+
+
+def _names(human: _Table | None) -> list[tuple[str, str]]:
+    names = [("one", "model"), ("best", "its threshold"), ("hollow", "at .5")]
+    names.append(("person", "person of the notebook"))
+    return names + ([("control", "person here")] if human else [])
+
+
+def _operating(frame: Plot, chosen: plot.Point, half: plot.Point) -> list[Html]:
+    return [
+        frame.dot(half, "hollow", radius=4.5, tip="at .5"),
+        frame.dot(chosen, "best", radius=5, tip="at the threshold"),
+    ]
+
+
+def _people(frame: Plot, human: _Table | None, *, across: tuple[str, bool], up: str) -> list[Html]:
+    """Draw persons as crosses whose arms are the 95 % intervals."""
+    found = [("person", {k: tuple(v) for k, v in NOTEBOOK_HUMAN.items()})]
+    if human is not None:
+        counts = human["human"]["counts"]
+        right, real = counts["accuracy_real"]
+        found.append(("control", {**counts, "fpr": (real - right, real)}))
+    parts = []
+    for kind, counts in found:
+        (part, whole), (rise, height) = counts[across[0]], counts[up]
+        if not whole or not height:
+            continue
+        x, y = part / whole, rise / height
+        parts += [
+            frame.line([(end, y) for end in wilson(part, whole)], f"arm {kind}"),
+            frame.line([(x, end) for end in wilson(rise, height)], f"arm {kind}"),
+            frame.dot((x, y), kind, radius=4, tip="a person"),
+        ]
+    return parts
+
+
+def _scores(evaluation: _Table) -> Html:
+    """Draw the scores of both classes with the threshold and the band of the unsure."""
+    shown, calibration = evaluation["curves"]["histogram"], evaluation["calibration"]
+    edges = shown["edges"]
+    shares = {name: [n / max(1, sum(shown[name])) for n in shown[name]] for name in CLASSES}
+    top = 1.05 * max(max(shares[name]) for name in CLASSES)
+    places = [(math.log(p / (1 - p)), f"{p:g}") for p in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)]
+    frame = Plot(
+        Scale(edges[0], edges[-1], places, "probability of generated (log odds)"),
+        Scale(
+            0.0,
+            top,
+            [(n * top / 4, f"{100 * n * top / 4:.0f} %") for n in range(5)],
+            "of its class",
+        ),
+    )
+    parts = []
+    if calibration.get("unsure"):
+        low, high = (_log_odds(end, edges) for end in calibration["unsure"])
+        parts.append(frame.bar(low, high, top, "band"))
+    for number, name in enumerate(CLASSES):
+        for left, right, share in zip(edges, edges[1:], shares[name], strict=False):
+            begin = left + (0.06 + 0.44 * number) * (right - left)
+            if share:
+                parts.append(frame.bar(begin, begin + 0.44 * (right - left), share, name))
+    parts.append(frame.upright(_log_odds(calibration["threshold"], edges)))
+    names = [*((name, name) for name in CLASSES), ("mark", "threshold")]
+    names += [("band", "unsure")] if calibration.get("unsure") else []
+    return plot.figure(
+        "Scores by class",
+        frame,
+        parts,
+        legend=plot.key(names),
+        below="Each class as shares of its own; the outermost bars hold what lies beyond.",
+    )
+
+
+def _log_odds(probability: float, edges: Sequence[float]) -> float:
+    """Return where a probability lies on the axis, cut at its ends."""
+    inside = min(max(probability, 1e-12), 1 - 1e-12)
+    return min(max(math.log(inside / (1 - inside)), edges[0]), edges[-1])

@@ -1,0 +1,292 @@
+"""The part of a report on the search: what it narrowed and cost, how its trials learnt and ranked.
+
+``delivery/report_page.py`` places its sections.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiornot.config import TICKS
+from aiornot.data.markup import Html, code, join, paragraph, say, table, text
+from aiornot.delivery import plot
+from aiornot.delivery.plot import Plot, Scale
+from aiornot.tuning import importance, tables
+from aiornot.tuning.tables import duration
+
+_Table = Mapping[str, Any]
+
+SHOWN = 12
+"""Trials of a leaderboard; the JSON beside the page has the rest."""
+
+_ROW, _MIDDLE, _HALF = 66, 64, 58
+
+
+def funnel(stages: Sequence[_Table]) -> Html:
+    """Draw what the search narrows and what it spends: trials, data of each, time, by stage."""
+    counts = [stage["budget"]["trials"] for stage in stages]
+    shows = [
+        (stage["budget"]["images"] or 0) * (stage["budget"]["epochs"] or [0])[-1]
+        for stage in stages
+    ]
+    seconds = [stage["stage"]["device_seconds"] for stage in stages]
+    parts = [
+        _heading(x, heading)
+        for x, heading in ((6, "trials"), (140, "images x epochs"), (274, "time"))
+    ]
+    halves = [max(3.0, _HALF * count / max(counts)) for count in counts]
+    for number, half in enumerate(halves):
+        top = 24 + _ROW * number
+        if number + 1 < len(halves):
+            parts.append(_slope(top, half, halves[number + 1]))
+        budget = stages[number]["budget"]
+        parts += [
+            _block(_MIDDLE - half, 2 * half, top, "one"),
+            _block(140, 116 * shows[number] / (max(shows) or 1), top, "two"),
+            _block(274, 60 * seconds[number] / (max(seconds) or 1), top, "three"),
+            _count(half, top, counts[number]),
+            _label(6, top + 34, stages[number]["stage"]["stage"], "strong", "start"),
+            _label(140, top + 34, _seen(budget), "", "start"),
+            _label(274, top + 34, duration(seconds[number]), "", "start"),
+        ]
+    height = 24 + _ROW * len(stages) - 20
+    return Html(
+        f'<figure class="plot wide"><b>The funnel</b><svg viewBox="0 0 {plot.WIDTH} {height}" '
+        f'role=img aria-label="trials, images and time of each stage">{join(parts)}</svg>'
+        "<figcaption>Trials begun; images of train times epochs of a whole training, and the side "
+        "of an image; time of the devices. Bars are in proportion.</figcaption></figure>"
+    )
+
+
+def _count(half: float, top: float, count: int) -> Html:
+    """Write the number of trials into its bar, or beside one that is too narrow."""
+    if half > 14:
+        return _label(_MIDDLE, top + 13, f"{count:,}", "strong inside", "middle")
+    return _label(_MIDDLE + half + 4, top + 13, f"{count:,}", "strong", "start")
+
+
+def _heading(x: float, told: str) -> Html:
+    return Html(f'<text class=dim x="{x}" y="14">{say(told)}</text>')
+
+
+def _block(x: float, width: float, top: float, kind: str) -> Html:
+    return Html(
+        f'<rect class="{kind}" x="{x:.1f}" y="{top}" width="{max(2.0, width):.1f}" height="18" '
+        'rx="2"/>'
+    )
+
+
+def _slope(top: float, half: float, after: float) -> Html:
+    ends = ((-half, top + 18), (half, top + 18), (after, top + _ROW), (-after, top + _ROW))
+    corners = " ".join(f"{_MIDDLE + aside:.1f},{down}" for aside, down in ends)
+    return Html(f'<polygon class=pale points="{corners}"/>')
+
+
+def _label(x: float, y: float, told: str, kind: str, anchor: str) -> Html:
+    return Html(
+        f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor={anchor}>{text(told)}</text>'
+    )
+
+
+def _seen(budget: _Table) -> str:
+    if budget["images"] is None or budget["epochs"] is None:
+        return "unknown"
+    low, high = budget["epochs"]
+    epochs = str(high) if low == high else f"{low}-{high}"
+    size = f", {budget['size']} px" if budget["size"] else ""
+    return f"{budget['images']:,} x {epochs}{size}"
+
+
+def spent(report: _Table) -> Html:
+    stages = report["stages"]
+    saved = sum(stage["budget"]["whole_ticks"] - stage["budget"]["ticks"] for stage in stages)
+    whole = sum(stage["budget"]["whole_ticks"] for stage in stages)
+    limits = (
+        " Allowed: what --hours and --gpu-hours left to a search before it had to end."
+        if any(stage["budget"]["allowed"] for stage in stages)
+        else ""
+    )
+    note = paragraph(
+        "A tick is 1/16 of a trial's own training. Expected: what is trained where ASHA lets as "
+        f"many pass as its factor says.{limits} Of {whole:,} ticks {saved / (whole or 1):.0%} were "
+        "saved.",
+        dim=True,
+    )
+    return join([_budget(stages), note])
+
+
+def _budget(stages: Sequence[_Table]) -> Html:
+    """Show what each stage was to cost and what it did."""
+    total = sum(stage["stage"]["device_seconds"] for stage in stages) or 1.0
+    limited = any(stage["budget"]["allowed"] for stage in stages)
+    cells = []
+    for stage in stages:
+        plan, row = stage["budget"], stage["stage"]
+        cells.append(
+            [
+                text(row["stage"]),
+                Html(f"{plan['trials']:,}"),
+                say(", ".join(f"{n} {state}" for state, n in row["by_state"].items()) or "-"),
+                Html(f"{plan['expected_ticks']:,}"),
+                Html(f"{plan['ticks']:,} of {plan['whole_ticks']:,}"),
+                Html(f"{plan['samples']:,}"),
+                *([say(_allowed(plan["allowed"]))] if limited else []),
+                Html(
+                    f"{say(duration(row['device_seconds']))}, {row['device_seconds'] / total:.0%}"
+                ),
+                say(duration(row["wall_seconds"])),
+            ]
+        )
+    columns = ["stage", "trials", "came to", "ticks expected", "trained", "images trained on"]
+    columns += [*(["allowed"] if limited else []), "device time", "wall time"]
+    return table(columns, cells)
+
+
+def _allowed(found: _Table | None) -> str:
+    if not found:
+        return "no limit"
+    words = {"wall_seconds": "wall", "device_seconds": "devices"}
+    return ", ".join(f"{duration(seconds)} {words[name]}" for name, seconds in found.items())
+
+
+def learning_curves(report: _Table) -> Html:
+    drawn = [figure for stage in report["stages"] if (figure := _learning(stage))]
+    if not drawn:
+        return paragraph("No trial has a score yet.")
+    return Html(f"<div class='charts two'>{join(drawn)}</div>")
+
+
+def _learning(stage: _Table) -> Html | None:
+    """Draw the score of every trial of a stage over its ticks; None where none has a score."""
+    curves = stage["curves"]
+    if not curves:
+        return None
+    ranked = [row["trial"] for row in stage["trials"]]
+    best = next((name for name in ranked for one in curves if one["trial"] == name), None)
+    scores = [score for one in curves for score in one["scores"]]
+    frame = Plot(
+        Scale(
+            0.5, TICKS + 0.5, [(n, str(n)) for n in (1, 4, 8, 12, 16)], "tick, 1/16 of a training"
+        ),
+        plot.around(scores, "validation AUROC, best so far"),
+    )
+    parts = [frame.upright(rung, "rung") for rung in stage["rungs"]]
+    for one in sorted(curves, key=lambda one: (one["trial"] == best, one["state"] != "stopped")):
+        kind = "best" if one["trial"] == best else _kind(one)
+        points = list(zip(one["ticks"], one["scores"], strict=True))
+        tip = f"{one['trial']}, {one['state']}: {points[-1][1]:.4f} at tick {points[-1][0]}"
+        parts += [
+            frame.line(points, f"curve {kind}", tip=tip),
+            frame.dot(points[-1], kind, radius=4 if kind == "best" else 2.5, tip=tip),
+        ]
+    kinds = {_kind(one) for one in curves if one["trial"] != best}
+    names = [("best", f"best: {best}"), *((k, n) for k, n in _KINDS.items() if k in kinds)]
+    return plot.figure(
+        stage["stage"]["stage"],
+        frame,
+        parts,
+        legend=plot.key(names),
+        below="Dotted: where ASHA decides." if stage["rungs"] else "",
+    )
+
+
+_KINDS = {
+    "one": "finished or running",
+    "pale": "stopped early, or failed",
+    "control": "control",
+    "baseline": "baseline",
+}
+
+
+def _kind(curve: _Table) -> str:
+    if curve["role"] != "candidate":
+        return str(curve["role"])
+    return "one" if curve["state"] in ("finished", "running") else "pale"
+
+
+def leaderboards(report: _Table) -> Html:
+    return join([_leaderboard(report["run"], stage) for stage in report["stages"]])
+
+
+def _leaderboard(run: str, stage: _Table) -> Html:
+    """Show the best trials of a stage."""
+    rows = [row | {"traceback": ""} for row in stage["trials"]]
+    shown = tables.of_leaderboard({**stage, "run": run, "trials": rows})[0]
+    cells = [[text(cell) for cell in row] for row in shown.rows[:SHOWN]]
+    more = f", the first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else ""
+    notes = [paragraph(line, dim=True) for line in shown.caption.split("\n") if line]
+    notes += [paragraph(f"At a bound: {line}", dim=True) for line in stage["bounds"]]
+    notes += [paragraph(line, dim=True) for line in stage["stage"]["warnings"]]
+    name = text(stage["stage"]["stage"])
+    return Html(
+        f"<details><summary>{name}: {len(rows)} trials{more}</summary>"
+        f"{table(shown.columns, cells)}{join(notes)}</details>"
+    )
+
+
+def which_mattered(report: _Table) -> Html:
+    found = [_importances(stage) for stage in report["stages"] if stage["importances"]]
+    return join(found) if found else paragraph("No stage searches anything.")
+
+
+def _importances(stage: _Table) -> Html:
+    """Show which hyper-parameters mattered, or why that cannot be said."""
+    found, name = stage["importances"], text(stage["stage"]["stage"])
+    head = Html(f"<h3>{name}</h3>")
+    if not found["rows"]:
+        return join([head, paragraph(_sentence(found["note"]))])
+    top = max(row["share"] for row in found["rows"]) or 1.0
+    cells = []
+    for row in found["rows"]:
+        pale = " class=pale" * (row["chance"] > importance.BY_CHANCE)
+        bar = (
+            f'<span class=share><i{pale} style="width:{100 * row["share"] / top:.1f}%"></i></span>'
+        )
+        cells.append(
+            [
+                code(row["parameter"]),
+                Html(bar),
+                Html(f"{row['share']:.0%}"),
+                Html(f"{row['chance']:.0%}"),
+            ]
+        )
+    note = paragraph(_sentence(tables.importance_note(found)), dim=True)
+    return join([head, table(["parameter", "", "share", "by chance"], cells), note])
+
+
+def _sentence(told: str) -> str:
+    return f"{told[:1].upper()}{told[1:]}."
+
+
+def agreements(report: _Table) -> Html:
+    rows = [row for stage in report["stages"] for row in stage["agreements"]]
+    if not rows:
+        return paragraph("No configuration ran in two stages yet.")
+    told = [
+        Html(f"<li>{say(row['verdict'][:1].upper() + row['verdict'][1:])}.</li>") for row in rows
+    ]
+    drawn = [figure for row in rows if (figure := _agreement(row))]
+    return Html(f"<ul>{join(told)}</ul><div class=charts>{join(drawn)}</div>")
+
+
+def _agreement(row: _Table) -> Html | None:
+    """Draw the scores of configurations that ran in two stages."""
+    pairs = [(one["parent_score"], one["child_score"], one["trial"]) for one in row["pairs"]]
+    if len(pairs) < 2:
+        return None
+    frame = Plot(
+        plot.around([one for one, _, _ in pairs], f"score in {row['parent']}"),
+        plot.around([other for _, other, _ in pairs], f"score in {row['child']}"),
+    )
+    parts = [
+        frame.dot(
+            (one, other), "control" if name in row["controls"] else "one", radius=4.5, tip=name
+        )
+        for one, other, name in pairs
+    ]
+    names = [("one", "taken as one of the best"), ("control", "control")]
+    return plot.figure(
+        f"{row['parent']} and {row['child']}",
+        frame,
+        parts,
+        legend=plot.key(names[: 1 + bool(row["controls"])]),
+    )
