@@ -146,6 +146,7 @@ ORDER = [
     "delivery.host",
     "delivery.app",
     "delivery.report_results",
+    "delivery.report_commands",
     "delivery.report",
     "delivery.plot",
     "delivery.report_cells",

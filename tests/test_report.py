@@ -1,5 +1,6 @@
 """The report of a run: one page that fetches nothing, escapes all, and says what is missing."""
 
+import html
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from conftest import run_verb
 from sklearn import metrics
 from test_board import make, write
 
+from aiornot.data import markup
 from aiornot.delivery import manifest, report, report_page, report_results
 from aiornot.delivery.calibrate import calibrate
 from aiornot.delivery.curves import NUM_POINTS, curves
@@ -30,7 +32,8 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.titles: list[str] = []
-        self.text = ""
+        self.codes: list[str] = []
+        self.text, self.inside = "", False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -38,10 +41,17 @@ class Page(HTMLParser):
         self.tags[tag] += 1
         self.ids += [found["id"]] if "id" in found else []
         self.links += [found[name] for name in ("src", "href", "xlink:href") if name in found]
-        self.titles += [found["aria-label"]] if tag == "svg" else []
+        self.titles += [found["aria-label"]] if "aria-label" in found and tag == "svg" else []
+        self.codes += [""] if tag == "code" else []
+        self.inside = tag == "code" or (tag == "span" and self.inside)
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag == "span"
 
     def handle_data(self, data):
         self.text += data
+        if self.inside:
+            self.codes[-1] += data
 
 
 @pytest.fixture
@@ -134,7 +144,7 @@ def test_the_page_fetches_nothing_and_has_every_figure(whole):
     page = Page(text)
     assert page.tags["script"] == page.tags["img"] == page.tags["link"] == 0
     assert "://" not in text and "default-src 'none'" in text
-    assert len(set(page.ids)) == len(page.ids) == 12
+    assert len(set(page.ids)) == len(page.ids) == 13
     assert sorted(page.links) == sorted(f"#{name}" for name in page.ids)
     assert page.titles == [
         "trials, images and time of each stage",
@@ -165,12 +175,15 @@ def test_only_results_of_this_model_at_this_threshold_are_shown(whole):
 
 def test_what_is_missing_has_a_sentence_in_its_place(root, delivered):
     found = collect(root)
-    assert found["missing"] == {"delivered": report_sentence(root)}
+    assert found["missing"] == {"delivered": {"sentence": report_sentence(root), "command": None}}
     assert "curves" not in found["evaluations"]
     shutil.copytree(delivered.folder, root / "demo/bundle")
     page = Page(report_page.page(collect(root)))
-    for command in ("evaluate", "robustness", "errors", "human"):
-        assert f"aiornot {command} " in page.text
+    missing = collect(root)["missing"]
+    assert [
+        missing[name]["command"].split()[1] for name in missing if missing[name]["command"]
+    ] == [*("evaluate", "robustness", "errors", "human")]
+    assert {told["command"] for told in missing.values()} - {None} <= set(page.codes)
     assert "sealed still" in page.text and "ROC" in page.titles  # of val
     # Opened, and then calibrated anew: no evaluation of test belongs to the model as it is.
     opened = {"test_opened": ["2026-11-28T09:00:00"], "evaluations": []}
@@ -185,13 +198,31 @@ def report_sentence(root: Path) -> str:
     return re.search(r"No model is delivered yet[^.]*\.", text)[0]
 
 
+def test_a_command_breaks_before_an_option_and_not_inside_one():
+    line = "aiornot tune x --data 'a b' --set=lr=1e-3 --again --out y"
+    shown = markup.commands([line])
+    kept = [html.unescape(one) for one in re.findall("<span>(.*?)</span>", shown)]
+    assert kept[3:] == ["--data 'a b'", "--set=lr=1e-3", "--again", "--out y"]
+    assert " ".join(kept) == line == "".join(Page(shown).codes)
+
+
+def test_the_commands_name_the_rule_of_the_threshold(root, delivered):
+    shutil.copytree(delivered.folder, root / "demo/bundle")
+    assert "--rule" not in " ".join(collect(root)["commands"])
+    path = root / "demo/bundle/bundle.json"
+    description = json.loads(path.read_text())
+    description["calibration"]["rule"] = "fpr<=0.01"
+    path.write_text(json.dumps(description))
+    assert collect(root)["commands"][0].endswith(" --rule 'fpr<=0.01'")
+
+
 def test_a_bundle_without_curves_says_how_to_get_them(root, delivered):
     shutil.copytree(delivered.folder, root / "demo/bundle")
     path = root / "demo/bundle/bundle.json"
     description = json.loads(path.read_text())
     del description["val"]["curves"]
     path.write_text(json.dumps(description))
-    assert "deliver the model again" in collect(root)["missing"]["curves"]
+    assert "deliver the model again" in collect(root)["missing"]["curves"]["sentence"]
     assert "ROC" not in Page(report_page.page(collect(root))).titles
 
 

@@ -6,6 +6,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import NewType
 
@@ -37,6 +38,11 @@ ul { margin: .4rem 0; padding-left: 1.2rem; max-width: 46rem; }
 .dim, figcaption, caption { color: var(--dim); font-size: .85rem; }
 code { font: .9em/1.3 ui-monospace, Menlo, Consolas, monospace; unicode-bidi: isolate;
   overflow-wrap: anywhere; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
+  padding: .6rem .9rem; margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+pre code { display: block; font: inherit; padding-left: 2ch; text-indent: -2ch; }
+pre span { display: inline-block; max-width: 100%; text-indent: 0; }
 .note { display: inline-block; border: 1px solid var(--warn); color: var(--warn);
   border-radius: .4rem; padding: .1rem .6rem; font-size: .9rem; margin: .3rem 0; }
 .verdict { border: 1px solid var(--line); border-left: .4rem solid var(--tone);
@@ -104,6 +110,28 @@ def say(sentence: str) -> Html:
 
 def code(value: object) -> Html:
     return Html(f"<code>{text(value)}</code>")
+
+
+def commands(lines: Sequence[str]) -> Html:
+    """Show lines to be typed; a narrow page breaks them before an option, and not inside one."""
+    shown = [Html(f"<code>{_whole_options(line)}</code>") for line in lines]
+    return Html(f"<pre>{join(shown)}</pre>")
+
+
+def listing(program: str) -> Html:
+    """Show a text whose lines and spaces matter."""
+    return Html(f"<pre>{say(program)}</pre>")
+
+
+def _whole_options(line: str) -> Html:
+    words = re.findall(r"""(?:'[^']*'|"[^"]*"|\S)+""", line)
+    groups: list[str] = []
+    for word in words:
+        if groups and re.fullmatch(r"--[\w-]+", groups[-1]) and not word.startswith("-"):
+            groups[-1] += f" {word}"
+        else:
+            groups.append(word)
+    return join([Html(f"<span>{say(group)}</span>") for group in groups], " ")
 
 
 def join(parts: Sequence[Html], between: str = "") -> Html:

@@ -2,22 +2,22 @@
 
 ``aiornot report demo`` shows it as a page (``report_page.py``) and writes it as JSON beside that.
 Nothing is measured here and no model is loaded. What was never measured is named in ``missing``,
-each with one sentence that says how to get it.
+each with a sentence and, where one makes it, the command.
 """
 
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from aiornot.config import TICKS, TrainConfig
-from aiornot.data import copies, hdf5, layout
+from aiornot.config import TICKS
+from aiornot.data import copies, hdf5
 from aiornot.data.hdf5 import CLASSES
 from aiornot.data.splits import SPLITS
-from aiornot.delivery import manifest, report_results
+from aiornot.delivery import manifest, report_commands, report_results
+from aiornot.delivery.calibrate import DEFAULT_RULE
 from aiornot.tuning import asha, board, figures, select, spending
 from aiornot.tuning.ledger import Trial
 from aiornot.tuning.record import Record
@@ -53,19 +53,18 @@ def collect(run: str, *, root: str, folder: Path, data: str, human: Path) -> Rep
     found: Report = {"schema_version": SCHEMA_VERSION, "run": run, "stages": stages}
     found |= {"delivered": None, "note": "", "evaluations": {}, "comparison": None}
     found |= {"robustness": None, "errors": None, "human": None, "test_opened": []}
-    found |= {
-        "splits": _splits(copies.folder_of(data), stages),
-        "commands": _commands(run, root, bundle, data, stages),
-    }
+    found["splits"] = _splits(copies.folder_of(data), stages)
     if (bundle / manifest.DESCRIPTION).exists():
         found |= _delivered(bundle, human)
+    rule = found["delivered"]["calibration"]["rule"] if found["delivered"] else DEFAULT_RULE
+    found["commands"] = report_commands.remaking(run, root, bundle, data, stages, rule=rule)
     found["results"] = report_results.against_baseline(
         found["evaluations"], found.pop("baseline", {}), found["comparison"]
     )
     found["people"] = report_results.against_person(
         found["evaluations"].get("test"), found["human"]
     )
-    return found | {"missing": _missing(found, bundle, data)}
+    return found | {"missing": report_commands.missing(found, bundle, data)}
 
 
 def _stage(root: str, run: str, name: str) -> dict[str, Any]:
@@ -198,90 +197,3 @@ def _splits(data: Path, stages: Sequence[Report]) -> dict[str, dict[str, dict[st
             for split, each in labels.items()
         }
     return found
-
-
-def _commands(run: str, root: str, bundle: Path, data: str, stages: Sequence[Report]) -> list[str]:
-    """Return the commands that make all of this again."""
-    prepared = {s["settings"]["name"]: s["settings"] for s in stages if "name" in s["settings"]}
-    places = ["--data", data]
-    lines = [["prepare", "SOURCE", "--out", data, *_prepare(s)] for s in prepared.values()]
-    if stages[0]["created"] is None:  # no stage.json: one trial, without a chain
-        config = stages[0]["trials"][0]["config"]
-        lines.append(["train", *places, "--out", str(bundle.parent), *_settings(config)])
-    else:
-        lines.append(["tune", run, *places, "--storage", root])
-    lines += [
-        ["evaluate", str(bundle), *places, "--split", "test"],
-        ["report", run, *places, "--storage", root],
-    ]
-    return [shlex.join(["aiornot", *line]) for line in lines]
-
-
-def _settings(config: Mapping[str, Any]) -> list[str]:
-    default = TrainConfig().to_dict()
-    changed = {key: value for key, value in config.items() if value != default.get(key)}
-    return [f"--set={key}={_word(value)}" for key, value in changed.items()]
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-
-
-def _prepare(settings: Mapping[str, Any]) -> list[str]:
-    """Return the options that differ from those of the profile."""
-    name = str(settings["name"])
-    profile = layout.PROFILES.get(name)
-    found = ["--profile", name]
-    for key in ("size", "limit", "geometry", "resample"):
-        value = settings.get(key)
-        if value is not None and value != getattr(profile, key, None):
-            found += [f"--{key}", str(value)]
-    if settings.get("near_duplicates", 10) != 10:
-        found += ["--near-duplicates", str(settings["near_duplicates"] or "off")]
-    if settings.get("hold_out"):
-        found += ["--hold-out", settings["hold_out"]]
-    return found + (["--seed", str(settings["seed"])] if settings.get("seed") else [])
-
-
-def _missing(found: Report, bundle: Path, data: str) -> dict[str, str]:
-    """Return a sentence for each part that has nothing to show."""
-    if found["delivered"] is None:
-        return {"delivered": "No model is delivered yet: the chain has not reached its end."}
-    place, beside = f"{shlex.quote(str(bundle))}", f"--data {shlex.quote(data)}"
-    test = found["evaluations"]["test"]
-    shown = test or found["evaluations"]["val"]
-    again = f"aiornot evaluate {place} {beside} --split test"
-    opened = len(found["test_opened"])
-    sealed = (
-        f"The test split was opened {opened} time(s), not scored at this threshold; {again} does."
-        if opened
-        else f"The test split is sealed still; {again} opens it, once."
-    )
-    sentences = {
-        "test": (test, sealed),
-        "comparison": (
-            found["comparison"],
-            "Nothing was compared with a baseline: the chain names none, or the model was "
-            "calibrated anew since.",
-        ),
-        "curves": (
-            "curves" in shown,
-            "No curves are kept of this evaluation, which an older version made; "
-            + (f"{again} --again adds them." if test else "deliver the model again."),
-        ),
-        "robustness": (
-            found["robustness"],
-            "At its threshold it was not measured on damaged images; "
-            f"aiornot robustness {place} {beside} does it.",
-        ),
-        "errors": (
-            found["errors"],
-            "Its errors at that threshold were not looked at; "
-            f"aiornot errors {place} {beside} lists them.",
-        ),
-        "human": (
-            found["human"],
-            f"Nobody measured themselves against it; aiornot human {beside} --bundle {place} asks.",
-        ),
-    }
-    return {name: sentence for name, (there, sentence) in sentences.items() if not there}

@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiornot.data.markup import Html, paragraph
+from aiornot.data.markup import Html, commands, join, paragraph
 
 _Table = Mapping[str, Any]
 
 
 def absent(report: _Table, name: str) -> Html | None:
-    """Return the sentence that stands for something which is not there."""
+    """Return what stands for something that is not there: a sentence, the command that makes it."""
     missing = report["missing"]
     told = missing.get("delivered") or missing.get(name)
-    return paragraph(told) if told else None
+    if told is None:
+        return None
+    typed = [commands([told["command"]])] if told["command"] else []
+    return join([paragraph(told["sentence"]), *typed])
 
 
 def judged(report: _Table) -> tuple[str, _Table]:

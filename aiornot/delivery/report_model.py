@@ -1,12 +1,13 @@
 """The end of a report: the model, where it and its data come from, how to make and use it."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from aiornot.config import TrainConfig
 from aiornot.data.hdf5 import CLASSES
-from aiornot.data.markup import Html, join, say, table, text
+from aiornot.data.markup import Html, commands, join, listing, paragraph, say, table, text
 from aiornot.delivery.report_cells import absent
 
 _Table = Mapping[str, Any]
@@ -67,19 +68,26 @@ def _splits(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Html:
     return table(["prepared file", "split", *CLASSES], cells)
 
 
+def use(report: _Table) -> Html:
+    """Show how to ask the model about an image, in a shell and in Python."""
+    if told := absent(report, "delivered"):
+        return told
+    delivered = report["delivered"]
+    folder = shlex.quote(delivered["folder"])
+    lines = [f"aiornot predict {folder} photo.jpg", f"aiornot app {folder}"]
+    note = "Or in Python; the README.md of the bundle has the whole program, from a file on:"
+    return join([commands(lines), paragraph(note, dim=True), listing(_python(delivered))])
+
+
+def _python(delivered: _Table) -> str:
+    calibration, size = delivered["calibration"], delivered["preprocessing"]["size"]
+    return (
+        f"model = timm.create_model({'local-dir:' + delivered['folder']!r}, pretrained=True)\n"
+        f"logit = model.eval()(images)  # (N, 3, {size}, {size}), normalised\n"
+        f"probability = torch.sigmoid(logit / {calibration['temperature']:.6g})\n"
+        f"generated = probability >= {calibration['threshold']:.6g}"
+    )
+
+
 def again(report: _Table) -> Html:
-    parts = [Html("<h3>Make it again</h3>"), _commands(report["commands"])]
-    if report["delivered"] is not None:
-        folder = report["delivered"]["folder"]
-        lines = [
-            f"aiornot predict {folder} photo.jpg",
-            "",
-            "# in Python, one logit, before calibration",
-        ]
-        lines.append(f'timm.create_model("local-dir:{folder}", pretrained=True).eval()')
-        parts += [Html("<h3>Use it</h3>"), _commands(lines)]
-    return join(parts)
-
-
-def _commands(lines: list[str]) -> Html:
-    return Html(f"<pre>{join([say(line) for line in lines], chr(10))}</pre>")
+    return commands(report["commands"])

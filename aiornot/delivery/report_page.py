@@ -77,7 +77,8 @@ def page(report: _Table, *, gallery: str | None = None) -> str:
         "robustness": ("On damaged images", report_damage.robustness(report)),
         "errors": ("Where it errs", report_errors.errors(report, gallery)),
         "model": ("The model and its data", report_model.model(report)),
-        "again": ("Do it again, use it", report_model.again(report)),
+        "use": ("Use it", report_model.use(report)),
+        "again": ("Make it again", report_model.again(report)),
     }
     links = join([Html(f'<a href="#{name}">{name}</a>') for name in sections], " ")
     parts = [

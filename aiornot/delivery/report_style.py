@@ -58,9 +58,6 @@ polygon.shade { fill: var(--shade); } polygon.shade.best { fill: var(--shadebest
 .share i { display: block; height: 100%; background: var(--one); }
 .share i.pale { background: var(--pale); }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; font-size: .95rem; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem;
-  padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
 @media (min-width: 52rem) { .tile { flex-basis: 13rem; }
   .two .plot text, .wide.plot text { font-size: 9px; } }
 @media (max-width: 34rem) { td .dim { display: block; } #results table { font-size: .8rem; }

@@ -106,7 +106,7 @@ def _tile(tile: tuple[str, str, str]) -> str:
 
 def results(report: _Table) -> Html:
     if report["delivered"] is None:
-        return paragraph(report["missing"]["delivered"])
+        return absent(report, "delivered") or Html("")
     parts = [_baselines(report["results"])]
     parts.append(
         paragraph(

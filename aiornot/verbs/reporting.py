@@ -33,8 +33,8 @@ def report(
     from aiornot import console
 
     path, found = write(chain, storage=storage, data=data, out=out, with_images=with_images)
-    for sentence in found["missing"].values():
-        console.say(sentence)
+    for told in found["missing"].values():
+        console.say(" ".join(filter(None, told.values())))
     if as_json:
         console.print_json(found)
     else:
