@@ -151,6 +151,7 @@ ORDER = [
     "delivery.plot",
     "delivery.report_cells",
     "delivery.report_verdict",
+    "delivery.report_threshold",
     "delivery.report_search",
     "delivery.report_scores",
     "delivery.report_damage",

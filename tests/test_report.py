@@ -15,7 +15,14 @@ from sklearn import metrics
 from test_board import make, write
 
 from aiornot.data import markup
-from aiornot.delivery import manifest, report, report_page, report_results
+from aiornot.delivery import (
+    manifest,
+    report,
+    report_page,
+    report_results,
+    report_search,
+    report_threshold,
+)
 from aiornot.delivery.calibrate import calibrate
 from aiornot.delivery.curves import NUM_POINTS, curves
 from aiornot.tuning.ledger import Ledger
@@ -112,6 +119,7 @@ def whole(root, delivered) -> Path:
 
 def damaged() -> dict:
     names = ("auroc", "balanced_accuracy@threshold", "fpr@threshold", "flip_rate")
+    names += ("recall@threshold",)
     scores = {"metrics": dict.fromkeys(names, 0.8), "intervals": dict.fromkeys(names, [0.7, 0.9])}
     curve = [{"value": value} | scores for value in (95, 60, 30)]
     row = {"generator": HOSTILE, "class": "generated", "num": 3}
@@ -144,13 +152,14 @@ def test_the_page_fetches_nothing_and_has_every_figure(whole):
     page = Page(text)
     assert page.tags["script"] == page.tags["img"] == page.tags["link"] == 0
     assert "://" not in text and "default-src 'none'" in text
-    assert len(set(page.ids)) == len(page.ids) == 13
+    assert len(set(page.ids)) == len(page.ids) == 14
     assert sorted(page.links) == sorted(f"#{name}" for name in page.ids)
-    assert page.titles == [
+    assert [title.partition(":")[0] for title in page.titles] == [
+        *("Calibration", "ROC", "Precision and recall", "Scores by class", "JPEG"),
         "trials, images and time of each stage",
-        *("explore", "full", "explore and full"),
-        *("Calibration", "ROC", "Precision and recall", "Scores by class", "JPEG quality"),
+        *("explore, 12 trials", "full, 4 trials", "explore and full"),
     ]
+    assert "ROC: recall of generated, over real images called generated" in page.titles
     assert not re.search(r"\b(nan|None|inf)\b", page.text)
 
 
@@ -184,7 +193,7 @@ def test_what_is_missing_has_a_sentence_in_its_place(root, delivered):
         missing[name]["command"].split()[1] for name in missing if missing[name]["command"]
     ] == [*("evaluate", "robustness", "errors", "human")]
     assert {told["command"] for told in missing.values()} - {None} <= set(page.codes)
-    assert "sealed still" in page.text and "ROC" in page.titles  # of val
+    assert "sealed still" in page.text and has_roc(page)  # of val
     # Opened, and then calibrated anew: no evaluation of test belongs to the model as it is.
     opened = {"test_opened": ["2026-11-28T09:00:00"], "evaluations": []}
     (root / "demo/bundle" / manifest.EVALUATIONS).write_text(json.dumps(opened))
@@ -223,7 +232,64 @@ def test_a_bundle_without_curves_says_how_to_get_them(root, delivered):
     del description["val"]["curves"]
     path.write_text(json.dumps(description))
     assert "deliver the model again" in collect(root)["missing"]["curves"]["sentence"]
-    assert "ROC" not in Page(report_page.page(collect(root))).titles
+    assert not has_roc(Page(report_page.page(collect(root))))
+
+
+def has_roc(page: Page) -> bool:
+    return any(title.startswith("ROC:") for title in page.titles)
+
+
+def test_every_mark_of_a_chart_is_explained_as_it_is_drawn(whole):
+    text = report_page.page(collect(whole))
+    figures = re.findall(r"<figure class=plot>.*?</figure>", text)
+    assert len(figures) == 8
+    for figure in figures:
+        drawn, explained = figure.split("<div class=keys>")
+        kinds = re.compile('<(?:polyline|polygon) class="([^"]+)"')
+        known, shown = set(kinds.findall(explained)), set(kinds.findall(drawn))
+        assert known <= shown | {"curve baseline", "curve control"}
+        # Arms belong to the dot of a person, and one grey dash and one shade stand for both.
+        both = {"clean best", "shade best", "arm person", "arm control"}
+        assert shown - known <= both, figure[:80]
+
+
+def test_the_baseline_is_never_called_the_best_of_a_stage(root):
+    stage = collect(root)["stages"][1]
+    best = stage["trials"][0]["trial"]
+    for one in stage["curves"]:
+        one["role"] = "baseline" if one["trial"] == best else "candidate"
+    drawn = report_search._learning(stage)
+    assert f"best: {best}" not in drawn and "best: full-" in drawn
+    assert '<polyline class="curve baseline" points="0,6' in drawn
+
+
+def test_precision_falls_where_fewer_images_are_generated():
+    # Of 1,000 images 10 are generated, and 9 of them found; 99 of 990 real ones are called so, too.
+    assert report_threshold.precision_at(0.01, 0.9, 0.1) == pytest.approx(9 / (9 + 99))
+    assert report_threshold.precision_at(0.5, 0.9, 0.0) == 1.0
+    assert report_threshold.precision_at(0.5, 0.0, 0.0) is None
+
+
+def test_both_error_rates_are_told_with_their_counts(whole):
+    found = collect(whole)
+    metrics = found["evaluations"]["val"]["metrics"]
+    text = report_threshold.threshold(found)
+    for key, share in (
+        ("num_real", metrics["fpr@threshold"]),
+        ("num_generated", 1 - metrics["recall@threshold"]),
+    ):
+        images = found["evaluations"]["val"][key]
+        assert f">{round(share * images)} of {images}<" in text and f"{share:.1%}" in text
+
+
+def test_kinds_of_images_on_which_it_errs_more_are_named(whole):
+    found = collect(whole)
+    assert "On none of 2 kinds of images" in report_page.page(found)
+    hard = {"errors": 9, "images": 10, "share": 0.9, "interval": [0.6, 0.98]}
+    row = {"value": HOSTILE, "false_positives": hard, "false_negatives": hard | {"images": 0}}
+    found["errors"]["slices"]["format"].append(row)
+    text = report_page.page(found)
+    assert "1 of 3 kinds of images" in text and "format: &lt;script" in text
 
 
 def test_the_plan_stands_beside_the_cost(root):

@@ -7,7 +7,7 @@
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NewType
 
 from aiornot.data.hdf5 import CLASSES
@@ -23,10 +23,10 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfbf9; --card: #fff; --ink: #1c1d1f; --dim: #63666b;
   --line: #dfe0dc; --real: #2f6fb5; --generated: #d9722b; --bad: #b3261e; --warn: #9a6a00;
-  --good: #2c7a45; }
+  --good: #2c7a45; --edge: #0000002e; }
 @media (prefers-color-scheme: dark) { :root { --page: #16171a; --card: #1f2125; --ink: #e8e8e6;
   --dim: #a0a3a8; --line: #35383d; --real: #6fa8e6; --generated: #f09a5b; --bad: #f2857c;
-  --warn: #e0b04a; --good: #74c48c; } }
+  --warn: #e0b04a; --good: #74c48c; --edge: #000000b0; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -54,13 +54,18 @@ pre span { display: inline-block; max-width: 100%; text-indent: 0; }
   padding: .5rem .9rem; min-width: 7rem; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; margin: .5rem 0; }
+.scroll { overflow-x: auto; margin: .5rem 0; background:
+  linear-gradient(to right, var(--page) 40%, transparent) left / 2.5rem 100% local,
+  linear-gradient(to left, var(--page) 40%, transparent) right / 2.5rem 100% local,
+  linear-gradient(to right, var(--edge), transparent) left / .9rem 100%,
+  linear-gradient(to left, var(--edge), transparent) right / .9rem 100%;
+  background-repeat: no-repeat; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; color: var(--dim); }
-th:first-child, td:first-child, .left { text-align: left; }
-td.wide { white-space: normal; min-width: 16rem; text-align: left; }
+th:first-child, td:first-child, .left, .wide { text-align: left; }
+td.wide { white-space: normal; min-width: min(16rem, 52vw); text-align: left; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
 .bars { display: inline-block; width: 9rem; vertical-align: middle; }
 .bars i { display: block; height: .42rem; border-radius: 2px; margin: 1px 0; min-width: 1px; }
@@ -90,9 +95,17 @@ figure { margin: 0; }
   background: var(--line); border-radius: .3rem .3rem 0 0; border-bottom: .25rem solid; }
 .samples .real img { border-color: var(--real); }
 .samples .generated img { border-color: var(--generated); }
+summary { cursor: pointer; }
 .samples figcaption { font-size: .72rem; line-height: 1.25; padding-top: .2rem; }
 @media (max-width: 34rem) { .bars, .track { width: 4.5rem; } .track.short { width: 2.6rem; }
   th, td { padding-right: .55rem; } }
+@media print { :root { color-scheme: light; } body { font-size: 10pt; max-width: none; padding: 0; }
+  h2, h3 { break-after: avoid; } tr, figure, .verdict, .tiles, pre { break-inside: avoid; }
+  .scroll, .tall { overflow: visible; max-height: none; background: none; }
+  table { font-size: 8pt; } th, td { padding-right: .5rem; }
+  .bars, .track, .key, .share { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  summary { list-style: none; } details::details-content { content-visibility: visible;
+  block-size: auto; } }
 """
 
 
@@ -110,6 +123,11 @@ def say(sentence: str) -> Html:
 
 def code(value: object) -> Html:
     return Html(f"<code>{text(value)}</code>")
+
+
+def fold(title: str, body: Html) -> Html:
+    """Lay something behind its title until a reader asks for it; print shows it."""
+    return Html(f"<details><summary>{text(title)}</summary>{body}</details>")
 
 
 def commands(lines: Sequence[str]) -> Html:
@@ -143,7 +161,11 @@ def paragraph(sentence: str, *, dim: bool = False) -> Html:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[Html]], *, wide: int | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Html]],
+    *,
+    wide: int | None = None,
+    words: Container[int] = (),
 ) -> Html:
     """Lay cells out as a table that scrolls on a narrow screen.
 
@@ -151,16 +173,21 @@ def table(
         columns: Their heads.
         rows: Cells.
         wide: Number of a column of running text.
+        words: Numbers of columns, beside the first, that hold words and not figures.
     """
+    kinds = [
+        " class=wide" if n == wide else " class=left" * (n in words) for n in range(len(columns))
+    ]
     heads = "".join(
-        f"<th{' class=left' * (n == wide)}>{say(c)}</th>" for n, c in enumerate(columns)
+        f"<th scope=col{kind}>{say(name)}</th>" for kind, name in zip(kinds, columns, strict=True)
     )
     lines = [
-        "".join(f"<td{' class=wide' * (n == wide)}>{cell}</td>" for n, cell in enumerate(row))
+        "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
         for row in rows
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return Html(f"<div class=scroll><table><tr>{heads}</tr>{body}</table></div>")
+    head = f"<thead><tr>{heads}</tr></thead>" if any(columns) else ""
+    return Html(f"<div class=scroll><table>{head}<tbody>{body}</tbody></table></div>")
 
 
 def legend() -> Html:

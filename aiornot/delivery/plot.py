@@ -49,6 +49,15 @@ def around(values: Sequence[float], title: str, *, least: float = 0.02) -> Scale
     return Scale(middle - half, middle + half, [(tick, f"{tick:g}") for tick in inside], title)
 
 
+def shares(top: float, title: str) -> Scale:
+    """Return an axis of percentages from 0 to a share, with round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0, 100 * top)
+    inside = [float(tick) for tick in ticks if tick <= 100 * top]
+    return Scale(0.0, top, [(tick / 100, f"{tick:g}%") for tick in inside], title)
+
+
 def unit(title: str) -> Scale:
     """Return an axis from 0 to 1."""
     return Scale(0.0, 1.0, [(tick / 5, f"{tick / 5:g}") for tick in range(6)], title)
@@ -97,20 +106,39 @@ class Plot:
         )
 
 
-def key(names: Sequence[tuple[str, str]]) -> Html:
-    """Explain the colours: pairs of a class of the style sheet and what it stands for."""
-    found = [Html(f'<span class="key {kind}">{say(name)}</span>') for kind, name in names]
+_MARKS = {
+    "line": '<polyline class="{}" points="0,6 26,6"/>',
+    "dot": '<circle class="{}" cx="13" cy="6" r="4"/>',
+    "area": '<polygon class="{}" points="7,1 7,11 19,11 19,1"/>',
+}
+
+
+def key(names: Sequence[tuple[str, str, str]]) -> Html:
+    """Explain the marks, each drawn as it is in the chart.
+
+    Args:
+        names: Of each mark ``line``, ``dot`` or ``area``, its class of the style sheet, and what it
+            stands for.
+    """
+    found = [
+        Html(
+            f'<span><svg viewBox="0 0 26 12" aria-hidden=true>{_MARKS[mark].format(kind)}</svg>'
+            f"{say(name)}</span>"
+        )
+        for mark, kind, name in names
+    ]
     return Html(f"<div class=keys>{join(found)}</div>")
 
 
 def figure(
     title: str, plot: Plot, parts: Sequence[Html], *, legend: Html | None = None, below: str = ""
 ) -> Html:
-    """Put a chart together: heading, drawing with its axes, explanation of colours, a sentence."""
+    """Put a chart together: heading, drawing with its axes, explanation of marks, a sentence."""
     note = f"<figcaption>{say(below)}</figcaption>" if below else ""
+    heard = f"{title}: {plot.y.title}, over {plot.x.title}"
     return Html(
         f"<figure class=plot><b>{say(title)}</b>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{say(title)}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{say(heard)}">'
         f"{_axes(plot)}{join(parts)}</svg>{legend or ''}{note}</figure>"
     )
 

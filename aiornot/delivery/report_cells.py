@@ -43,7 +43,8 @@ def difference(found: _Table | None) -> Html:
     low, high = found["interval"]
     told = {True: "better", False: "worse", None: "may be chance"}[found["better"]]
     return Html(
-        f"{found['difference']:+.4f} <span class=dim>[{low:+.3f}, {high:+.3f}] {told}</span>"
+        f"{found['difference']:+.4f} <span class=dim>[{low:+.3f}, {high:+.3f}]</span> "
+        f"<span class=dim>{told}</span>"
     )
 
 
@@ -51,9 +52,24 @@ def number(found: float | None) -> str:
     return "-" if found is None else f"{found:.3f}"
 
 
-def percent(found: float) -> str:
-    return f"{found:.1%}"
+def percent(found: float | None) -> str:
+    return "-" if found is None else f"{found:.1%}"
 
 
-def ends_of(ends: Any, sign: str = "") -> str:
-    return "" if not ends or ends[0] is None else f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
+def rate(found: float | None, interval: Sequence[float | None] | None) -> Html:
+    """Show a share as a percentage with its interval."""
+    if not interval or interval[0] is None or interval[1] is None:
+        return Html(percent(found))
+    low, high = (100 * end for end in (interval[0], interval[1]))
+    return Html(f"{percent(found)} <span class=dim>[{low:.1f}, {high:.1f}]</span>")
+
+
+def counted(part: int, whole: int) -> Html:
+    return Html(f"<span class=dim>{part:,} of {whole:,}</span>")
+
+
+def flipped(interval: Sequence[float | None] | None) -> list[float] | None:
+    """Return the interval of what is left to 1, such as misses from recall."""
+    if not interval or interval[0] is None or interval[1] is None:
+        return None
+    return [1 - interval[1], 1 - interval[0]]

@@ -6,17 +6,17 @@ from typing import Any
 from aiornot.data.markup import Html, join, paragraph, table, text
 from aiornot.delivery import plot
 from aiornot.delivery.plot import Plot, Scale
-from aiornot.delivery.report_cells import absent, value
+from aiornot.delivery.report_cells import absent, flipped, rate, value
 
 _Table = Mapping[str, Any]
 
 CURVES = {
-    "jpeg_quality": ("JPEG quality", True),
-    "blur_sigma": ("blur, sigma in pixels", False),
-    "rescale": ("rescaled to, share of the side", False),
-    "crop": ("cropped to, share of the side", True),
+    "jpeg_quality": ("JPEG", "quality", True),
+    "blur_sigma": ("Blur", "sigma in pixels", False),
+    "rescale": ("Rescaling", "side, as a share of what it was", False),
+    "crop": ("Crop", "side, as a share of what it was", True),
 }
-"""By the name in ``robustness.json``: the axis, and whether more damage is a smaller number."""
+"""By the name in ``robustness.json``: title, axis, and whether more damage is a smaller number."""
 
 
 def robustness(report: _Table) -> Html:
@@ -28,31 +28,28 @@ def robustness(report: _Table) -> Html:
             paragraph(f"On {found['split']}. {found['about']}", dim=True),
             _tiers(found),
             Html(f"<div class='charts two'>{join(_damages(found))}</div>"),
-            paragraph("Dashed: clean images. Shaded: 95 % intervals.", dim=True),
             _generators(found),
         ]
     )
 
 
 def _tiers(robustness: _Table) -> Html:
-    """Show the tiers of damage."""
-    metrics = {
-        "auroc": "AUROC",
-        "balanced_accuracy@threshold": "balanced accuracy",
-        "fpr@threshold": "real called generated",
-        "flip_rate": "verdict flips",
-    }
-    cells = [
-        [
-            text(row["name"]),
-            *(
-                value({"value": row["metrics"][m], "interval": row["intervals"][m]})
-                for m in metrics
-            ),
-        ]
-        for row in robustness["tiers"]
-    ]
-    return table(["tier", *metrics.values()], cells)
+    """Show the tiers of damage, with both error rates at the stored threshold."""
+    cells = []
+    for row in robustness["tiers"]:
+        metrics, ends = row["metrics"], row["intervals"]
+        missed = flipped(ends["recall@threshold"])
+        cells.append(
+            [
+                text(row["name"]),
+                value({"value": metrics["auroc"], "interval": ends["auroc"]}),
+                rate(metrics["fpr@threshold"], ends["fpr@threshold"]),
+                rate(1 - metrics["recall@threshold"], missed),
+                rate(metrics["flip_rate"], ends["flip_rate"]),
+            ]
+        )
+    columns = ["tier", "AUROC", "real called generated", "generated called real", "verdict flips"]
+    return table(columns, cells)
 
 
 def _generators(robustness: _Table) -> Html:
@@ -70,11 +67,11 @@ def _generators(robustness: _Table) -> Html:
                 text(row["generator"] + held),
                 text(row["class"]),
                 Html(f"{row['num']:,}"),
-                *(value({"value": one["share"], "interval": one["interval"]}) for one in shares),
+                *(rate(one["share"], one["interval"]) for one in shares),
             ]
         )
     head = Html("<h3>Called generated, by generator</h3>")
-    return join([head, table(["generator", "class", "images", *names], cells)])
+    return join([head, table(["generator", "class", "images", *names], cells, words={1})])
 
 
 def _damages(robustness: _Table) -> list[Html]:
@@ -91,15 +88,21 @@ def _damages(robustness: _Table) -> list[Html]:
     upright = plot.around([*values, *(clean[metric] for metric in _DAMAGED)], "score")
     found = []
     for name, points in known.items():
-        title, falling = CURVES.get(name, (name, False))
+        title, axis, falling = CURVES.get(name, (name, name, False))
         strengths = sorted((point["value"] for point in points), reverse=falling)
         ticks = [(value, f"{value:g}") for value in strengths]
-        frame = Plot(Scale(strengths[0], strengths[-1], ticks, title), upright)
+        frame = Plot(Scale(strengths[0], strengths[-1], ticks, axis), upright)
         parts = []
         for metric, (kind, _) in _DAMAGED.items():
             parts += _with_band(frame, points, metric, kind, clean[metric])
-        legend = plot.key([(kind, word) for kind, word in _DAMAGED.values()])
-        found.append(plot.figure(title.partition(",")[0], frame, parts, legend=legend))
+        legend = plot.key(
+            [
+                *(("line", f"curve {kind}", word) for kind, word in _DAMAGED.values()),
+                *(("line", f"clean {kind}", "clean images") for kind, _ in [_DAMAGED["auroc"]]),
+                ("area", "shade one", "95 % interval"),
+            ]
+        )
+        found.append(plot.figure(title, frame, parts, legend=legend))
     return found
 
 

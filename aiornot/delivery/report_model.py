@@ -65,7 +65,7 @@ def _splits(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Html:
         for name, each in found.items()
         for split, counts in each.items()
     ]
-    return table(["prepared file", "split", *CLASSES], cells)
+    return table(["prepared file", "split", *CLASSES], cells, words={1})
 
 
 def use(report: _Table) -> Html:

@@ -19,6 +19,7 @@ from aiornot.delivery import (
     report_model,
     report_scores,
     report_search,
+    report_threshold,
     report_verdict,
 )
 from aiornot.delivery.report_style import STYLE
@@ -62,31 +63,47 @@ def write(path: Path, report: _Table, *, gallery: str | None = None) -> Path:
 
 def page(report: _Table, *, gallery: str | None = None) -> str:
     """Return the HTML of a report."""
-    sections = {
-        "results": ("Baseline, final, person", report_verdict.results(report)),
-        "funnel": ("From many trials to one model", report_search.funnel(report["stages"])),
-        "budget": ("What was planned and what it cost", report_search.spent(report)),
-        "learning": ("Learning curves", report_search.learning_curves(report)),
-        "leaderboards": ("Leaderboards", report_search.leaderboards(report)),
-        "importances": ("Which hyper-parameters mattered", report_search.which_mattered(report)),
-        "agreement": (
-            "Did each stage rank as the next one does?",
-            report_search.agreements(report),
-        ),
-        "curves": ("How good its scores are", report_scores.curves(report)),
-        "robustness": ("On damaged images", report_damage.robustness(report)),
-        "errors": ("Where it errs", report_errors.errors(report, gallery)),
-        "model": ("The model and its data", report_model.model(report)),
-        "use": ("Use it", report_model.use(report)),
-        "again": ("Make it again", report_model.again(report)),
+    parts = {
+        "How good it is": {
+            "results": ("Is it better than the baseline?", report_verdict.results(report)),
+            "threshold": ("Which threshold, which errors", report_threshold.threshold(report)),
+            "scores": ("How good its scores are", report_scores.scores(report)),
+            "damage": ("On damaged images", report_damage.robustness(report)),
+            "errors": ("Where it errs", report_errors.errors(report, gallery)),
+            "person": ("Beside a person", report_verdict.people(report)),
+        },
+        "How it was found": {
+            "search": ("What was searched, and what it cost", report_search.search(report)),
+            "learning": ("Learning curves", report_search.learning_curves(report)),
+            "leaderboards": ("Leaderboards", report_search.leaderboards(report)),
+            "parameters": ("Which hyper-parameters mattered", report_search.parameters(report)),
+            "ranking": ("Did each stage rank as the next?", report_search.agreements(report)),
+        },
+        "What it is": {
+            "model": ("The model and its data", report_model.model(report)),
+            "use": ("Use it", report_model.use(report)),
+            "again": ("Make it again", report_model.again(report)),
+        },
     }
-    links = join([Html(f'<a href="#{name}">{name}</a>') for name in sections], " ")
-    parts = [
+    sections = [
         Html(f'<section id="{name}"><h2>{say(title)}</h2>{body}</section>')
-        for name, (title, body) in sections.items()
+        for part in parts.values()
+        for name, (title, body) in part.items()
     ]
     return markup.document(
         f"Report of {report['run']}",
-        [report_verdict.head(report), Html(f"<nav>{links}</nav>"), *parts],
+        [report_verdict.head(report), _links(parts), Html("<main>"), *sections, Html("</main>")],
         style=STYLE,
     )
+
+
+def _links(parts: Mapping[str, Mapping[str, object]]) -> Html:
+    rows = [
+        Html(f"<dt>{say(told)}</dt><dd>{join([_link(name) for name in part], ' ')}</dd>")
+        for told, part in parts.items()
+    ]
+    return Html(f'<nav aria-label="sections"><dl>{join(rows)}</dl></nav>')
+
+
+def _link(name: str) -> Html:
+    return Html(f'<a href="#{name}">{name}</a>')

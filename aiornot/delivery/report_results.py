@@ -13,10 +13,10 @@ from aiornot.delivery.bootstrap import wilson
 METRICS = {
     "auroc": "AUROC",
     "accuracy@threshold": "accuracy",
+    "log_loss_after_temperature": "log loss",
     "precision@0.5": "precision at .5",
     "precision@threshold": "precision at the threshold",
     "recall@threshold": "recall",
-    "log_loss_after_temperature": "log loss",
 }
 """Of the table, with the names that people read."""
 

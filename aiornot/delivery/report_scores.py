@@ -15,7 +15,7 @@ from aiornot.delivery.report_results import NOTEBOOK_HUMAN
 _Table = Mapping[str, Any]
 
 
-def curves(report: _Table) -> Html:
+def scores(report: _Table) -> Html:
     if told := absent(report, "curves"):
         return told
     split, shown = judged(report)
@@ -24,7 +24,7 @@ def curves(report: _Table) -> Html:
         _reliability(shown),
         _roc(shown, human),
         _precision_recall(shown, human),
-        _scores(shown),
+        _classes(shown),
     ]
     note = f"Of {shown['num_real'] + shown['num_generated']:,} images of {split}."
     return join([paragraph(note, dim=True), Html(f"<div class='charts two'>{join(figures)}</div>")])
@@ -43,15 +43,16 @@ def _reliability(evaluation: _Table) -> Html:
             frame.dot((one["before_temperature"], share), "hollow", radius=2.5),
             frame.dot((one["probability"], share), "one", radius=3.5, tip=tip),
         ]
-    names = [("one", "calibrated"), ("hollow", "before temperature")]
+    names = [("dot", "one", "calibrated"), ("dot", "hollow", "before temperature")]
+    names += [("line", "whisker", "95 % interval"), ("line", "rung", "what is said is true")]
     error = evaluation["metrics"]["ece"]
     return plot.figure(
         "Calibration",
         frame,
         parts,
         legend=plot.key(names),
-        below=f"{len(evaluation['curves']['reliability'])} bins of equal size with 95 % intervals; "
-        f"on the diagonal it says what is true. Mean distance (ECE) {error:.3f}.",
+        below=f"{len(evaluation['curves']['reliability'])} bins of equally many images. Mean "
+        f"distance from the diagonal (ECE) {error:.3f}.",
     )
 
 
@@ -68,7 +69,7 @@ def _roc(evaluation: _Table, human: _Table | None) -> Html:
         "ROC",
         frame,
         parts,
-        legend=plot.key(_names(human)),
+        legend=plot.key(_names(evaluation, human)),
         below=f"AUROC {metrics['auroc']:.4f}. {_ABOUT_PERSON}",
     )
 
@@ -90,7 +91,7 @@ def _precision_recall(evaluation: _Table, human: _Table | None) -> Html:
         "Precision and recall",
         frame,
         parts,
-        legend=plot.key(_names(human)),
+        legend=plot.key(_names(evaluation, human)),
         below=f"Average precision {metrics['average_precision']:.4f}. {_ABOUT_PERSON}",
     )
 
@@ -98,10 +99,15 @@ def _precision_recall(evaluation: _Table, human: _Table | None) -> Html:
 _ABOUT_PERSON = "The notebook's person saw 50 other images: recall .9545, precision .7500."
 
 
-def _names(human: _Table | None) -> list[tuple[str, str]]:
-    names = [("one", "model"), ("best", "its threshold"), ("hollow", "at .5")]
-    names.append(("person", "person of the notebook"))
-    return names + ([("control", "person here")] if human else [])
+def _names(evaluation: _Table, human: _Table | None) -> list[tuple[str, str, str]]:
+    names = [
+        ("line", "curve one", "model"),
+        ("dot", "best", f"at its threshold, {evaluation['calibration']['threshold']:.3f}"),
+        ("dot", "hollow", "at .5"),
+        ("line", "rung", "by chance"),
+        ("dot", "person", "person of the notebook"),
+    ]
+    return names + ([("dot", "control", "person here")] if human else [])
 
 
 def _operating(frame: Plot, chosen: plot.Point, half: plot.Point) -> list[Html]:
@@ -132,7 +138,7 @@ def _people(frame: Plot, human: _Table | None, *, across: tuple[str, bool], up: 
     return parts
 
 
-def _scores(evaluation: _Table) -> Html:
+def _classes(evaluation: _Table) -> Html:
     """Draw the scores of both classes with the threshold and the band of the unsure."""
     shown, calibration = evaluation["curves"]["histogram"], evaluation["calibration"]
     edges = shown["edges"]
@@ -141,12 +147,7 @@ def _scores(evaluation: _Table) -> Html:
     places = [(math.log(p / (1 - p)), f"{p:g}") for p in (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)]
     frame = Plot(
         Scale(edges[0], edges[-1], places, "probability of generated (log odds)"),
-        Scale(
-            0.0,
-            top,
-            [(n * top / 4, f"{100 * n * top / 4:.0f} %") for n in range(5)],
-            "of its class",
-        ),
+        plot.shares(top, "share of the images of a class"),
     )
     parts = []
     if calibration.get("unsure"):
@@ -158,14 +159,14 @@ def _scores(evaluation: _Table) -> Html:
             if share:
                 parts.append(frame.bar(begin, begin + 0.44 * (right - left), share, name))
     parts.append(frame.upright(_log_odds(calibration["threshold"], edges)))
-    names = [*((name, name) for name in CLASSES), ("mark", "threshold")]
-    names += [("band", "unsure")] if calibration.get("unsure") else []
+    names = [*(("area", name, name) for name in CLASSES), ("line", "mark", "threshold")]
+    names += [("area", "band", "too close to call")] if calibration.get("unsure") else []
     return plot.figure(
         "Scores by class",
         frame,
         parts,
         legend=plot.key(names),
-        below="Each class as shares of its own; the outermost bars hold what lies beyond.",
+        below="The outermost bars hold what lies beyond.",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiornot.config import TICKS
-from aiornot.data.markup import Html, code, join, paragraph, say, table, text
+from aiornot.data.markup import Html, code, fold, join, paragraph, say, table, text
 from aiornot.delivery import plot
 from aiornot.delivery.plot import Plot, Scale
 from aiornot.tuning import importance, tables
@@ -18,11 +18,16 @@ _Table = Mapping[str, Any]
 SHOWN = 12
 """Trials of a leaderboard; the JSON beside the page has the rest."""
 
-_ROW, _MIDDLE, _HALF = 66, 64, 58
+_ROW, _MIDDLE, _HALF = 50, 64, 58
 
 
-def funnel(stages: Sequence[_Table]) -> Html:
-    """Draw what the search narrows and what it spends: trials, data of each, time, by stage."""
+def search(report: _Table) -> Html:
+    """Show what the search narrowed, what each stage was to cost and what it did."""
+    return join([_funnel(report["stages"]), _spent(report["stages"])])
+
+
+def _funnel(stages: Sequence[_Table]) -> Html:
+    """Draw the trials of each stage, how much each may see, and the time of all."""
     counts = [stage["budget"]["trials"] for stage in stages]
     shows = [
         (stage["budget"]["images"] or 0) * (stage["budget"]["epochs"] or [0])[-1]
@@ -33,55 +38,44 @@ def funnel(stages: Sequence[_Table]) -> Html:
         _heading(x, heading)
         for x, heading in ((6, "trials"), (140, "images x epochs"), (274, "time"))
     ]
-    halves = [max(3.0, _HALF * count / max(counts)) for count in counts]
-    for number, half in enumerate(halves):
-        top = 24 + _ROW * number
-        if number + 1 < len(halves):
-            parts.append(_slope(top, half, halves[number + 1]))
-        budget = stages[number]["budget"]
+    for number, stage in enumerate(stages):
+        top, half = 24 + _ROW * number, max(3.0, _HALF * counts[number] / max(counts))
         parts += [
-            _block(_MIDDLE - half, 2 * half, top, "one"),
-            _block(140, 116 * shows[number] / (max(shows) or 1), top, "two"),
-            _block(274, 60 * seconds[number] / (max(seconds) or 1), top, "three"),
+            _block(_MIDDLE - half, 2 * half, top),
+            _block(140, 116 * shows[number] / (max(shows) or 1), top),
+            _block(274, 60 * seconds[number] / (max(seconds) or 1), top),
             _count(half, top, counts[number]),
-            _label(6, top + 34, stages[number]["stage"]["stage"], "strong", "start"),
-            _label(140, top + 34, _seen(budget), "", "start"),
-            _label(274, top + 34, duration(seconds[number]), "", "start"),
+            _label(6, top + 32, stage["stage"]["stage"], "strong"),
+            _label(140, top + 32, _seen(stage["budget"])),
+            _label(274, top + 32, duration(seconds[number])),
         ]
-    height = 24 + _ROW * len(stages) - 20
     return Html(
-        f'<figure class="plot wide"><b>The funnel</b><svg viewBox="0 0 {plot.WIDTH} {height}" '
-        f'role=img aria-label="trials, images and time of each stage">{join(parts)}</svg>'
-        "<figcaption>Trials begun; images of train times epochs of a whole training, and the side "
-        "of an image; time of the devices. Bars are in proportion.</figcaption></figure>"
+        f'<figure class="plot wide"><b>From {counts[0]:,} trials to one model</b>'
+        f'<svg viewBox="0 0 {plot.WIDTH} {24 + _ROW * len(stages)}" role=img '
+        f'aria-label="trials, images and time of each stage">{join(parts)}</svg>'
+        "<figcaption>Images of train times epochs of each trial, and the side of an image; "
+        "time of the devices. Bars are in proportion.</figcaption></figure>"
     )
 
 
 def _count(half: float, top: float, count: int) -> Html:
     """Write the number of trials into its bar, or beside one that is too narrow."""
     if half > 14:
-        return _label(_MIDDLE, top + 13, f"{count:,}", "strong inside", "middle")
-    return _label(_MIDDLE + half + 4, top + 13, f"{count:,}", "strong", "start")
+        return _label(_MIDDLE, top + 13, f"{count:,}", "strong inside", anchor="middle")
+    return _label(_MIDDLE + half + 4, top + 13, f"{count:,}", "strong")
 
 
 def _heading(x: float, told: str) -> Html:
     return Html(f'<text class=dim x="{x}" y="14">{say(told)}</text>')
 
 
-def _block(x: float, width: float, top: float, kind: str) -> Html:
+def _block(x: float, width: float, top: float) -> Html:
     return Html(
-        f'<rect class="{kind}" x="{x:.1f}" y="{top}" width="{max(2.0, width):.1f}" height="18" '
-        'rx="2"/>'
+        f'<rect class=one x="{x:.1f}" y="{top}" width="{max(2.0, width):.1f}" height="18" rx="2"/>'
     )
 
 
-def _slope(top: float, half: float, after: float) -> Html:
-    ends = ((-half, top + 18), (half, top + 18), (after, top + _ROW), (-after, top + _ROW))
-    corners = " ".join(f"{_MIDDLE + aside:.1f},{down}" for aside, down in ends)
-    return Html(f'<polygon class=pale points="{corners}"/>')
-
-
-def _label(x: float, y: float, told: str, kind: str, anchor: str) -> Html:
+def _label(x: float, y: float, told: str, kind: str = "", *, anchor: str = "start") -> Html:
     return Html(
         f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor={anchor}>{text(told)}</text>'
     )
@@ -96,8 +90,7 @@ def _seen(budget: _Table) -> str:
     return f"{budget['images']:,} x {epochs}{size}"
 
 
-def spent(report: _Table) -> Html:
-    stages = report["stages"]
+def _spent(stages: Sequence[_Table]) -> Html:
     saved = sum(stage["budget"]["whole_ticks"] - stage["budget"]["ticks"] for stage in stages)
     whole = sum(stage["budget"]["whole_ticks"] for stage in stages)
     limits = (
@@ -105,10 +98,11 @@ def spent(report: _Table) -> Html:
         if any(stage["budget"]["allowed"] for stage in stages)
         else ""
     )
+    ended = all(stage["budget"]["ended"] >= stage["budget"]["trials"] for stage in stages)
+    spared = f" Of {whole:,} ticks {saved / (whole or 1):.0%} were spared." if ended else ""
     note = paragraph(
         "A tick is 1/16 of a trial's own training. Expected: what is trained where ASHA lets as "
-        f"many pass as its factor says.{limits} Of {whole:,} ticks {saved / (whole or 1):.0%} were "
-        "saved.",
+        f"many pass as its factor says.{limits}{spared} Device time is that of all devices.",
         dim=True,
     )
     return join([_budget(stages), note])
@@ -136,9 +130,9 @@ def _budget(stages: Sequence[_Table]) -> Html:
                 say(duration(row["wall_seconds"])),
             ]
         )
-    columns = ["stage", "trials", "came to", "ticks expected", "trained", "images trained on"]
+    columns = ["stage", "trials", "came to", "ticks expected", "ticks", "images trained on"]
     columns += [*(["allowed"] if limited else []), "device time", "wall time"]
-    return table(columns, cells)
+    return table(columns, cells, words={2})
 
 
 def _allowed(found: _Table | None) -> str:
@@ -161,7 +155,8 @@ def _learning(stage: _Table) -> Html | None:
     if not curves:
         return None
     ranked = [row["trial"] for row in stage["trials"]]
-    best = next((name for name in ranked for one in curves if one["trial"] == name), None)
+    able = {one["trial"] for one in curves if one["role"] == "candidate"}
+    best = next((name for name in ranked if name in able), None)
     scores = [score for one in curves for score in one["scores"]]
     frame = Plot(
         Scale(
@@ -179,14 +174,11 @@ def _learning(stage: _Table) -> Html | None:
             frame.dot(points[-1], kind, radius=4 if kind == "best" else 2.5, tip=tip),
         ]
     kinds = {_kind(one) for one in curves if one["trial"] != best}
-    names = [("best", f"best: {best}"), *((k, n) for k, n in _KINDS.items() if k in kinds)]
-    return plot.figure(
-        stage["stage"]["stage"],
-        frame,
-        parts,
-        legend=plot.key(names),
-        below="Dotted: where ASHA decides." if stage["rungs"] else "",
-    )
+    names = [("line", f"curve {kind}", name) for kind, name in _KINDS.items() if kind in kinds]
+    names = [("line", "curve best", f"best: {best}"), *names] if best else names
+    names += [("line", "rung", "where ASHA decides")] if stage["rungs"] else []
+    title = f"{stage['stage']['stage']}, {len(curves)} trial{'s' * (len(curves) != 1)}"
+    return plot.figure(title, frame, parts, legend=plot.key(names))
 
 
 _KINDS = {
@@ -216,14 +208,11 @@ def _leaderboard(run: str, stage: _Table) -> Html:
     notes = [paragraph(line, dim=True) for line in shown.caption.split("\n") if line]
     notes += [paragraph(f"At a bound: {line}", dim=True) for line in stage["bounds"]]
     notes += [paragraph(line, dim=True) for line in stage["stage"]["warnings"]]
-    name = text(stage["stage"]["stage"])
-    return Html(
-        f"<details><summary>{name}: {len(rows)} trials{more}</summary>"
-        f"{table(shown.columns, cells)}{join(notes)}</details>"
-    )
+    title = f"{stage['stage']['stage']}: {len(rows)} trial{'s' * (len(rows) != 1)}{more}"
+    return fold(title, join([table(shown.columns, cells), *notes]))
 
 
-def which_mattered(report: _Table) -> Html:
+def parameters(report: _Table) -> Html:
     found = [_importances(stage) for stage in report["stages"] if stage["importances"]]
     return join(found) if found else paragraph("No stage searches anything.")
 
@@ -283,7 +272,7 @@ def _agreement(row: _Table) -> Html | None:
         )
         for one, other, name in pairs
     ]
-    names = [("one", "taken as one of the best"), ("control", "control")]
+    names = [("dot", "one", "taken as one of the best"), ("dot", "control", "control")]
     return plot.figure(
         f"{row['parent']} and {row['child']}",
         frame,

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiornot.data.markup import Html, join, paragraph, say, table, text
+from aiornot.data.markup import Html, fold, join, paragraph, say, table, text
 from aiornot.delivery.report_cells import (
     absent,
     difference,
-    ends_of,
+    flipped,
     judged,
     number,
     percent,
@@ -17,6 +17,8 @@ from aiornot.delivery.report_results import METRICS
 from aiornot.tuning.tables import duration
 
 _Table = Mapping[str, Any]
+
+_WORDS = {True: "better", False: "worse", None: "may be chance"}
 
 
 def head(report: _Table) -> Html:
@@ -28,12 +30,19 @@ def head(report: _Table) -> Html:
     about = f"Begun {begun.replace('T', ' ').replace('Z', ' UTC')}." if begun else ""
     if report["delivered"] is None:
         return Html(f"{title}{paragraph(about, dim=True)}</header>{absent(report, 'delivered')}")
-    split, shown = judged(report)
-    name, count = report["delivered"]["sha256"][:12], shown["num_real"] + shown["num_generated"]
-    opened = len(report["test_opened"])
-    about += f" Model {name}, {report['delivered']['config']['model']}; {count:,} images of {split}"
-    about += f", which was opened {opened} time{'s' * (opened != 1)}." if split == "test" else "."
+    about += f" Model {report['delivered']['sha256'][:12]}, "
+    about += f"{report['delivered']['config']['model']}. {_measured_on(report)}"
     return Html(f"{title}{paragraph(about, dim=True)}</header>{_verdict(report)}{_tiles(report)}")
+
+
+def _measured_on(report: _Table) -> str:
+    """Say on which images the figures of the head were measured."""
+    split, shown = judged(report)
+    counts = f"{shown['num_real']:,} real and {shown['num_generated']:,} generated images"
+    if split == "val":
+        return f"Judged on val, {counts}, by which it was chosen."
+    opened = len(report["test_opened"])
+    return f"Judged on test, {counts}, opened {'once' if opened == 1 else f'{opened} times'}."
 
 
 def _verdict(report: _Table) -> Html:
@@ -43,58 +52,68 @@ def _verdict(report: _Table) -> Html:
     if compared is None:
         told = absent(report, "comparison") or paragraph(f"Nothing was compared on {split}.")
         return Html(f"<div class='verdict undecided'>{told}{sealed}</div>")
-    better = compared["differences"]["auroc"]["better"]
+    differences = compared["differences"]
+    better = differences["auroc"]["better"]
     tone = {True: "none", False: "leak", None: "undecided"}[better]
     word = {True: "Better than", False: "Worse than", None: "No better than"}[better]
+    ours, theirs = (compared["metrics"][who]["auroc"] for who in ("final", "baseline"))
     where = "On val, by which it was chosen," if split == "val" else "On test"
-    return Html(
-        f"<div class='verdict {tone}'><p><strong>{word} the baseline.</strong> {where} the final "
-        f"model is {say(compared['verdict'])}.</p>{sealed}</div>"
+    changes = [_told(name, found) for name, found in differences.items()]
+    sentence = (
+        f"{where} its AUROC is {ours:.4f} and the baseline's {theirs:.4f}. Differences, with 95 % "
+        f"intervals: {'; '.join(changes)}."
     )
+    return Html(
+        f"<div class='verdict {tone}'><p><strong>{word} the baseline.</strong> {say(sentence)}</p>"
+        f"{sealed}</div>"
+    )
+
+
+def _told(name: str, found: _Table) -> str:
+    low, high = found["interval"]
+    change = f"{METRICS[name]} {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{change}, {_WORDS[found['better']]}"
 
 
 def _tiles(report: _Table) -> Html:
+    """Show what a decision needs first: how good, how much better, how often wrong, the cost."""
     split, shown = judged(report)
-    metrics, ends = shown["metrics"], shown["intervals"]
+    metrics, ends, calibration = shown["metrics"], shown["intervals"], shown["calibration"]
     compared = (report["comparison"] or {}).get("splits", {}).get(split, {})
-    tiles = [(number(metrics["auroc"]), f"AUROC on {split}", ends_of(ends.get("auroc")))]
+    tiles = [(number(metrics["auroc"]), f"AUROC on {split}", _ends(ends.get("auroc")))]
     if compared:
         one = compared["differences"]["auroc"]
         tiles.append(
-            (
-                f"{one['difference']:+.3f}",
-                "AUROC, less the baseline's",
-                ends_of(one["interval"], "+"),
-            )
+            (f"{one['difference']:+.3f}", "AUROC to baseline", _ends(one["interval"], "+"))
         )
-    calibration = shown["calibration"]
-    sides = (("fpr", "real called generated"), ("recall", "generated found"))
-    for name, told in sides:
-        key = f"{name}@threshold"
-        tiles.append((percent(metrics[key]), told, ends_of(ends.get(key))))
-    tiles.append(
+    wrong, missed = ends.get("fpr@threshold"), flipped(ends.get("recall@threshold"))
+    tiles += [
+        (percent(metrics["fpr@threshold"]), "real called generated", _percents(wrong)),
+        (percent(1 - metrics["recall@threshold"]), "generated called real", _percents(missed)),
         (
-            number(metrics["precision@threshold"]),
+            percent(metrics["precision@threshold"]),
             "precision",
-            f"{number(metrics['precision@0.5'])} at .5",
-        )
-    )
-    tiles.append((f"{calibration['threshold']:.3f}", "threshold", f"rule {calibration['rule']}"))
-    if metrics.get("unsure_share") is not None:
-        low, high = calibration.get("unsure") or (0.0, 0.0)
-        tiles.append(
-            (
-                percent(metrics["unsure_share"]),
-                "too close to call",
-                f"from {low:.2f} to {high:.2f}",
-            )
-        )
+            _percents(ends.get("precision@threshold")),
+        ),
+        (f"{calibration['threshold']:.3f}", "threshold", f"rule {calibration['rule']}"),
+    ]
+    tiles.append(_damaged(report))
     seconds = sum(stage["stage"]["device_seconds"] for stage in report["stages"])
     trials = sum(stage["budget"]["trials"] for stage in report["stages"])
-    tiles.append(
-        (duration(seconds), "of devices", f"{trials} trials, {len(report['stages'])} stages")
-    )
+    stages = len(report["stages"])
+    spent = f"{trials} trial{'s' * (trials != 1)}, {stages} stage{'s' * (stages != 1)}"
+    tiles.append((duration(seconds), "device time", spent))
     return Html(f"<div class=tiles>{''.join(map(_tile, tiles))}</div>")
+
+
+def _damaged(report: _Table) -> tuple[str, str, str]:
+    """Say how it fares on images as the web has them, or that nobody has looked."""
+    found = report["robustness"]
+    tier = next((one for one in found["tiers"] if one["name"] == "web"), None) if found else None
+    if found is None or tier is None:
+        return "-", "AUROC on damaged images", "not measured"
+    below = f"{_ends(tier['intervals']['auroc'])}, on {found['split']}"
+    return number(tier["metrics"]["auroc"]), "AUROC, web quality", below
 
 
 def _tile(tile: tuple[str, str, str]) -> str:
@@ -104,36 +123,60 @@ def _tile(tile: tuple[str, str, str]) -> str:
     )
 
 
+def _ends(ends: Sequence[float | None] | None, sign: str = "") -> str:
+    if not ends or ends[0] is None or ends[1] is None:
+        return ""
+    return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
+
+
+def _percents(ends: Sequence[float | None] | None) -> str:
+    if not ends or ends[0] is None or ends[1] is None:
+        return ""
+    return f"{100 * ends[0]:.1f} to {ends[1]:.1%}"
+
+
 def results(report: _Table) -> Html:
-    if report["delivered"] is None:
-        return absent(report, "delivered") or Html("")
-    parts = [_baselines(report["results"])]
-    parts.append(
-        paragraph(
-            "In brackets 95 % intervals of resampled images, copies together; where none stands, "
-            "none was kept. Train: as many of its images as val has, and both models have learnt "
-            "them. The spread of training seeds is in no interval.",
-            dim=True,
-        )
+    if told := absent(report, "delivered"):
+        return told
+    return join(
+        [
+            _baselines(report["results"]),
+            paragraph(
+                "In brackets 95 % intervals of resampled images, copies together; where none "
+                "stands, none was kept. AUROC: how often a generated image scores above a real "
+                "one; .5 is chance. Lower is better for log loss alone. The spread of training "
+                "seeds is in no interval.",
+                dim=True,
+            ),
+            *(part for part in (absent(report, "comparison"), absent(report, "test")) if part),
+        ]
     )
-    parts += [part for part in (absent(report, "comparison"), absent(report, "test")) if part]
-    parts.append(Html("<h3>Person and model</h3>"))
-    parts.append(_people(report["people"], with_person=report["human"] is not None))
+
+
+def people(report: _Table) -> Html:
+    """Show the model beside persons: one here, if any, and the notebook's."""
+    if told := absent(report, "delivered"):
+        return told
     human = report["human"]
     own = f" The person here saw images of {human['split']}, {human['time'][:10]}." if human else ""
-    parts.append(
-        paragraph(
-            "The notebook's figures are those of its own images, 50 for its person and its test "
-            f"split at .5 for its model: they are here for scale and not to be beaten.{own}",
-            dim=True,
-        )
+    note = paragraph(
+        "The notebook's figures are those of its own images, 50 for its person and its test split "
+        f"at .5 for its model: they are here for scale and not to be beaten.{own}",
+        dim=True,
     )
-    parts += [part for part in [absent(report, "human")] if part]
-    return join(parts)
+    asked = [part for part in [absent(report, "human")] if part]
+    return join([_people(report["people"], with_person=human is not None), note, *asked])
+
+
+_ABOUT = {
+    "test": "",
+    "val": ", by which the model was chosen",
+    "train": ", as many of its images as val has: both models have learnt them",
+}
 
 
 def _baselines(rows: Sequence[_Table]) -> Html:
-    """Show baseline against final, a table for each split."""
+    """Show baseline against final on each split, that of the verdict unfolded."""
     parts = []
     for split in dict.fromkeys(row["split"] for row in rows):
         cells = [
@@ -149,8 +192,10 @@ def _baselines(rows: Sequence[_Table]) -> Html:
         columns = ["", "baseline", "final", "difference"]
         if split == "train":  # no difference was asked for
             columns, cells = columns[:3], [cell[:3] for cell in cells]
-        parts.append(Html(f"<h3>On {say(split)}</h3>{table(columns, cells)}"))
-    return join(parts[::-1])
+        parts.append((f"On {split}{_ABOUT[split]}", table(columns, cells)))
+    (title, first), *others = reversed(parts)
+    shown = [Html(f"<h3>{say(title)}</h3>{first}")]
+    return join([*shown, *(fold(title, body) for title, body in others)])
 
 
 def _people(rows: Sequence[_Table], *, with_person: bool) -> Html:
