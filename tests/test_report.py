@@ -152,7 +152,7 @@ def test_the_page_fetches_nothing_and_has_every_figure(whole):
     page = Page(text)
     assert page.tags["script"] == page.tags["img"] == page.tags["link"] == 0
     assert "://" not in text and "default-src 'none'" in text
-    assert len(set(page.ids)) == len(page.ids) == 14
+    assert len(set(page.ids)) == len(page.ids) == 13
     assert sorted(page.links) == sorted(f"#{name}" for name in page.ids)
     assert [title.partition(":")[0] for title in page.titles] == [
         *("Calibration", "ROC", "Precision and recall", "Scores by class", "JPEG"),
@@ -290,6 +290,24 @@ def test_kinds_of_images_on_which_it_errs_more_are_named(whole):
     found["errors"]["slices"]["format"].append(row)
     text = report_page.page(found)
     assert "1 of 3 kinds of images" in text and "format: &lt;script" in text
+
+
+def test_a_run_of_train_is_told_by_what_its_bundle_knows(tmp_path, delivered):
+    home = tmp_path / "runs/demo"
+    Ledger(str(home))._write(make(0, [0.6, 0.7] * 8, state="finished", stage="train"))
+    shutil.copytree(delivered.folder, home / "bundle")
+    path = home / "bundle/bundle.json"
+    description = json.loads(path.read_text())
+    description["data"]["settings"] = json.dumps({"name": "reduced", "size": 64, "limit": 2000})
+    path.write_text(json.dumps(description))
+    found = collect(tmp_path / "runs")
+    assert found["stages"][0]["budget"]["size"] == 64
+    assert found["commands"][0].endswith(" --profile reduced --size 64 --limit 2000")
+    assert re.fullmatch("aiornot train .* --profile reduced", found["commands"][1])
+    page = Page(report_page.page(found))
+    assert "parameters" not in page.ids and "ranking" not in page.ids  # nothing was searched
+    assert sorted(page.links) == sorted(f"#{name}" for name in page.ids)
+    assert "difference" not in page.text and "From 1 trial to one model" in page.text
 
 
 def test_the_plan_stands_beside_the_cost(root):

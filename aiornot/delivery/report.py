@@ -53,9 +53,13 @@ def collect(run: str, *, root: str, folder: Path, data: str, human: Path) -> Rep
     found: Report = {"schema_version": SCHEMA_VERSION, "run": run, "stages": stages}
     found |= {"delivered": None, "note": "", "evaluations": {}, "comparison": None}
     found |= {"robustness": None, "errors": None, "human": None, "test_opened": []}
-    found["splits"] = _splits(copies.folder_of(data), stages)
     if (bundle / manifest.DESCRIPTION).exists():
         found |= _delivered(bundle, human)
+        if stages[0]["created"] is None:  # of aiornot train: its bundle alone knows its data
+            settings = json.loads(found["delivered"]["data"]["settings"] or "{}")
+            stages[0]["settings"] = settings
+            stages[0]["budget"]["size"] = settings.get("size")
+    found["splits"] = _splits(copies.folder_of(data), stages)
     rule = found["delivered"]["calibration"]["rule"] if found["delivered"] else DEFAULT_RULE
     found["commands"] = report_commands.remaking(run, root, bundle, data, stages, rule=rule)
     found["results"] = report_results.against_baseline(

@@ -26,7 +26,8 @@ def remaking(
     lines = [["prepare", "SOURCE", "--out", data, *_prepare(s)] for s in prepared.values()]
     if stages[0]["created"] is None:  # no stage.json: one trial, without a chain
         config = stages[0]["trials"][0]["config"]
-        lines.append(["train", *places, "--out", str(bundle.parent), *_settings(config), *chosen])
+        options = [word for name in prepared for word in ("--profile", name)] + _settings(config)
+        lines.append(["train", *places, "--out", str(bundle.parent), *options, *chosen])
     else:
         lines.append(["tune", run, *places, "--storage", root, *chosen])
     lines += [

@@ -63,7 +63,23 @@ def write(path: Path, report: _Table, *, gallery: str | None = None) -> Path:
 
 def page(report: _Table, *, gallery: str | None = None) -> str:
     """Return the HTML of a report."""
-    parts = {
+    parts = _parts(report, gallery)
+    sections = [
+        Html(f'<section id="{name}"><h2>{say(title)}</h2>{body}</section>')
+        for part in parts.values()
+        for name, (title, body) in part.items()
+        if body
+    ]
+    return markup.document(
+        f"Report of {report['run']}",
+        [report_verdict.head(report), _links(parts), Html("<main>"), *sections, Html("</main>")],
+        style=STYLE,
+    )
+
+
+def _parts(report: _Table, gallery: str | None) -> dict[str, dict[str, tuple[str, Html | None]]]:
+    """Return title and body of each section by its id, in three parts; None: it has no place."""
+    return {
         "How good it is": {
             "results": ("Is it better than the baseline?", report_verdict.results(report)),
             "threshold": ("Which threshold, which errors", report_threshold.threshold(report)),
@@ -85,23 +101,13 @@ def page(report: _Table, *, gallery: str | None = None) -> str:
             "again": ("Make it again", report_model.again(report)),
         },
     }
-    sections = [
-        Html(f'<section id="{name}"><h2>{say(title)}</h2>{body}</section>')
-        for part in parts.values()
-        for name, (title, body) in part.items()
-    ]
-    return markup.document(
-        f"Report of {report['run']}",
-        [report_verdict.head(report), _links(parts), Html("<main>"), *sections, Html("</main>")],
-        style=STYLE,
-    )
 
 
-def _links(parts: Mapping[str, Mapping[str, object]]) -> Html:
-    rows = [
-        Html(f"<dt>{say(told)}</dt><dd>{join([_link(name) for name in part], ' ')}</dd>")
-        for told, part in parts.items()
-    ]
+def _links(parts: Mapping[str, Mapping[str, tuple[str, Html | None]]]) -> Html:
+    rows = []
+    for told, part in parts.items():
+        links = [_link(name) for name, (_, body) in part.items() if body]
+        rows.append(Html(f"<dt>{say(told)}</dt><dd>{join(links, ' ')}</dd>"))
     return Html(f'<nav aria-label="sections"><dl>{join(rows)}</dl></nav>')
 
 

@@ -50,7 +50,7 @@ def _funnel(stages: Sequence[_Table]) -> Html:
             _label(274, top + 32, duration(seconds[number])),
         ]
     return Html(
-        f'<figure class="plot wide"><b>From {counts[0]:,} trials to one model</b>'
+        f'<figure class="plot wide"><b>From {_trials(sum(counts))} to one model</b>'
         f'<svg viewBox="0 0 {plot.WIDTH} {24 + _ROW * len(stages)}" role=img '
         f'aria-label="trials, images and time of each stage">{join(parts)}</svg>'
         "<figcaption>Images of train times epochs of each trial, and the side of an image; "
@@ -63,6 +63,10 @@ def _count(half: float, top: float, count: int) -> Html:
     if half > 14:
         return _label(_MIDDLE, top + 13, f"{count:,}", "strong inside", anchor="middle")
     return _label(_MIDDLE + half + 4, top + 13, f"{count:,}", "strong")
+
+
+def _trials(count: int) -> str:
+    return f"{count:,} trial{'s' * (count != 1)}"
 
 
 def _heading(x: float, told: str) -> Html:
@@ -99,7 +103,7 @@ def _spent(stages: Sequence[_Table]) -> Html:
         else ""
     )
     ended = all(stage["budget"]["ended"] >= stage["budget"]["trials"] for stage in stages)
-    spared = f" Of {whole:,} ticks {saved / (whole or 1):.0%} were spared." if ended else ""
+    spared = f" Of {whole:,} ticks {saved / whole:.0%} were spared." if ended and saved else ""
     note = paragraph(
         "A tick is 1/16 of a trial's own training. Expected: what is trained where ASHA lets as "
         f"many pass as its factor says.{limits}{spared} Device time is that of all devices.",
@@ -177,7 +181,7 @@ def _learning(stage: _Table) -> Html | None:
     names = [("line", f"curve {kind}", name) for kind, name in _KINDS.items() if kind in kinds]
     names = [("line", "curve best", f"best: {best}"), *names] if best else names
     names += [("line", "rung", "where ASHA decides")] if stage["rungs"] else []
-    title = f"{stage['stage']['stage']}, {len(curves)} trial{'s' * (len(curves) != 1)}"
+    title = f"{stage['stage']['stage']}, {_trials(len(curves))}"
     return plot.figure(title, frame, parts, legend=plot.key(names))
 
 
@@ -208,13 +212,14 @@ def _leaderboard(run: str, stage: _Table) -> Html:
     notes = [paragraph(line, dim=True) for line in shown.caption.split("\n") if line]
     notes += [paragraph(f"At a bound: {line}", dim=True) for line in stage["bounds"]]
     notes += [paragraph(line, dim=True) for line in stage["stage"]["warnings"]]
-    title = f"{stage['stage']['stage']}: {len(rows)} trial{'s' * (len(rows) != 1)}{more}"
+    title = f"{stage['stage']['stage']}: {_trials(len(rows))}{more}"
     return fold(title, join([table(shown.columns, cells), *notes]))
 
 
-def parameters(report: _Table) -> Html:
+def parameters(report: _Table) -> Html | None:
+    """Show which hyper-parameters mattered; None where none was searched."""
     found = [_importances(stage) for stage in report["stages"] if stage["importances"]]
-    return join(found) if found else paragraph("No stage searches anything.")
+    return join(found) if found else None
 
 
 def _importances(stage: _Table) -> Html:
@@ -246,7 +251,10 @@ def _sentence(told: str) -> str:
     return f"{told[:1].upper()}{told[1:]}."
 
 
-def agreements(report: _Table) -> Html:
+def agreements(report: _Table) -> Html | None:
+    """Show how well each stage ranked for the next; None where there is but one."""
+    if len(report["stages"]) < 2:
+        return None
     rows = [row for stage in report["stages"] for row in stage["agreements"]]
     if not rows:
         return paragraph("No configuration ran in two stages yet.")

@@ -148,7 +148,6 @@ def results(report: _Table) -> Html:
                 "seeds is in no interval.",
                 dim=True,
             ),
-            *(part for part in (absent(report, "comparison"), absent(report, "test")) if part),
         ]
     )
 
@@ -179,35 +178,31 @@ def _baselines(rows: Sequence[_Table]) -> Html:
     """Show baseline against final on each split, that of the verdict unfolded."""
     parts = []
     for split in dict.fromkeys(row["split"] for row in rows):
-        cells = [
-            [
-                say(METRICS[row["metric"]]),
-                value(row["baseline"]),
-                value(row["final"]),
-                difference(row["difference"]),
-            ]
-            for row in rows
-            if row["split"] == split
-        ]
-        columns = ["", "baseline", "final", "difference"]
-        if split == "train":  # no difference was asked for
-            columns, cells = columns[:3], [cell[:3] for cell in cells]
-        parts.append((f"On {split}{_ABOUT[split]}", table(columns, cells)))
+        known = [row for row in rows if row["split"] == split]
+        columns = {
+            "": [say(METRICS[row["metric"]]) for row in known],
+            "final": [value(row["final"]) for row in known],
+        }
+        if any(row["baseline"] for row in known):
+            columns["baseline"] = [value(row["baseline"]) for row in known]
+        if any(row["difference"] for row in known):  # of train none was asked for
+            columns["difference"] = [difference(row["difference"]) for row in known]
+        drawn = table(list(columns), list(zip(*columns.values(), strict=True)))
+        parts.append((f"On {split}{_ABOUT[split]}", drawn))
     (title, first), *others = reversed(parts)
     shown = [Html(f"<h3>{say(title)}</h3>{first}")]
     return join([*shown, *(fold(title, body) for title, body in others)])
 
 
 def _people(rows: Sequence[_Table], *, with_person: bool) -> Html:
-    """Show person against model."""
-    columns = ["metric", *(["person here"] if with_person else []), "final, test"]
-    columns += ["notebook: person", "notebook: its final model"]
+    """Show person against model, as far as either was asked."""
+    own = [("person here", "person")] if with_person else []
+    tested = [("final, test", "final")] if any(row["final"] for row in rows) else []
+    shown = [*own, *tested, ("notebook: person", "notebook_person")]
     cells = []
     for row in rows:
-        own = [value(row["person"])] if with_person else []
         theirs = row["notebook_final"]
         last = Html("-" if theirs is None else f"{theirs:.4f}")
-        cells.append(
-            [say(row["metric"]), *own, value(row["final"]), value(row["notebook_person"]), last]
-        )
+        cells.append([say(row["metric"]), *(value(row[name]) for _, name in shown), last])
+    columns = ["metric", *(title for title, _ in shown), "notebook: its final model"]
     return table(columns, cells)
