@@ -66,7 +66,10 @@ th, td { padding: .3rem .9rem .3rem 0; text-align: right; vertical-align: top;
 th { font-weight: 600; color: var(--dim); }
 th:first-child, td:first-child, .left, .wide { text-align: left; }
 td.wide { white-space: normal; min-width: min(16rem, 52vw); text-align: left; }
+.scroll th:first-child, .scroll td:first-child { position: sticky; left: 0;
+  background: var(--page); }
 .tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.tables > * { min-width: 0; }
 .bars { display: inline-block; width: 9rem; vertical-align: middle; }
 .bars i { display: block; height: .42rem; border-radius: 2px; margin: 1px 0; min-width: 1px; }
 .track { position: relative; display: inline-block; width: 9rem; height: .6rem; border-radius: 2px;

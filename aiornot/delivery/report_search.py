@@ -207,13 +207,16 @@ def _leaderboard(run: str, stage: _Table) -> Html:
     """Show the best trials of a stage."""
     rows = [row | {"traceback": ""} for row in stage["trials"]]
     shown = tables.of_leaderboard({**stage, "run": run, "trials": rows})[0]
-    cells = [[text(cell) for cell in row] for row in shown.rows[:SHOWN]]
+    order = sorted(range(len(shown.columns)), key=lambda n: shown.columns[n] == "why")
+    columns = [shown.columns[n] for n in order]  # sentences last, behind what was searched
+    cells = [[text(row[n]) for n in order] for row in shown.rows[:SHOWN]]
+    words = {n for n, name in enumerate(columns) if name in ("state", "origin", "why", "model")}
     more = f", the first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else ""
     notes = [paragraph(line, dim=True) for line in shown.caption.split("\n") if line]
     notes += [paragraph(f"At a bound: {line}", dim=True) for line in stage["bounds"]]
     notes += [paragraph(line, dim=True) for line in stage["stage"]["warnings"]]
     title = f"{stage['stage']['stage']}: {_trials(len(rows))}{more}"
-    return fold(title, join([table(shown.columns, cells), *notes]))
+    return fold(title, join([table(columns, cells, words=words), *notes]))
 
 
 def parameters(report: _Table) -> Html | None:

@@ -62,7 +62,7 @@ details { margin: .6rem 0; } summary { font-weight: 600; font-size: .95rem; }
   .two .plot text, .wide.plot text { font-size: 9px; } }
 @media (max-width: 34rem) { td .dim { display: block; } table { font-size: .8rem; }
   th, td { padding-right: .4rem; } th:last-child, td:last-child { padding-right: 0; }
-  th, td:first-child { white-space: normal; }
+  th, td:first-child { white-space: normal; } #leaderboards td { white-space: nowrap; }
   .tile { flex-basis: 8rem; }
   .tile b { font-size: 1.4rem; }
   .share { width: 4rem; } nav dl { display: block; } nav dt { margin-top: .3rem; } }

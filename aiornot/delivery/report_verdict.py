@@ -103,7 +103,8 @@ def _tiles(report: _Table) -> Html:
     stages = len(report["stages"])
     spent = f"{trials} trial{'s' * (trials != 1)}, {stages} stage{'s' * (stages != 1)}"
     tiles.append((duration(seconds), "device time", spent))
-    return Html(f"<div class=tiles>{''.join(map(_tile, tiles))}</div>")
+    note = paragraph("Two numbers below a figure are its 95 % interval.", dim=True)
+    return Html(f"<div class=tiles>{''.join(map(_tile, tiles))}</div>{note}")
 
 
 def _damaged(report: _Table) -> tuple[str, str, str]:
