@@ -55,21 +55,29 @@ def print_table(
     In a narrow terminal the columns behind the ``firm`` ones shrink, and never a name or a score.
     Those behind the first ``together`` may go into further tables, which repeat the first column.
     """
-    # A pipe has no width, and rich would squeeze the table into 80 columns.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+    console = _page()
     parts = _parts(columns, rows, width=console.width, together=together or len(columns))
     for part in parts:
         table = Table(title=title, title_justify="left")
         for number in part:
-            width = _widest(columns, rows, number) if number < firm else None
             justify: Literal["left", "right"] = "right" if number else "left"
-            table.add_column(columns[number], justify=justify, min_width=width)
+            table.add_column(columns[number], justify=justify, no_wrap=number < firm)
         for row in rows:
             table.add_row(*(row[number] for number in part))
         console.print(table)
         title = ""
     if caption:  # below the last, and not as narrow as that may be
         console.print(caption, style="dim italic", markup=False)
+
+
+def print_text(sentence: str) -> None:
+    """Print a sentence on stdout, which a terminal breaks between words and a pipe nowhere."""
+    _page().print(sentence, markup=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _page() -> Console:
+    """Return stdout. A pipe has no width, and rich would squeeze a table into 80 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
 def _widest(columns: Sequence[str], rows: Sequence[Sequence[str]], number: int) -> int:

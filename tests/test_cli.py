@@ -345,6 +345,18 @@ def test_a_narrow_terminal_shortens_no_name_and_no_score(capsys, monkeypatch):
     console.print_table("demo", columns, [row])
     shown = capsys.readouterr().out
     assert "explore-004" in shown and "0.8998" in shown and "test_resnet.r160_in1k" not in shown
+    assert max(map(len, re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines())) <= 60
+
+
+def test_a_sentence_is_broken_between_words_in_a_terminal_alone(capsys, monkeypatch):
+    told = "explore ranks for exploit: Spearman 1.00 over 4 configurations"
+    monkeypatch.setenv("COLUMNS", "30")
+    console.print_text(told)
+    assert capsys.readouterr().out == f"{told}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    console.print_text(told)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2 and " ".join(map(str.strip, lines)) == told
 
 
 def test_a_narrow_terminal_gets_more_tables_and_loses_nothing(capsys, monkeypatch):

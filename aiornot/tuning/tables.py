@@ -40,7 +40,8 @@ def of_runs(root: str, rows: Sequence[Row]) -> Table:
 
 def of_stages(run: str, rows: Sequence[Row]) -> Table:
     columns = _with_devices(STAGE_COLUMNS, rows)
-    return Table(run, columns, [_cells(row, columns) for row in rows])
+    together = columns.index("se") + 1
+    return Table(run, columns, [_cells(row, columns) for row in rows], together=together)
 
 
 def _with_devices(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:
@@ -54,10 +55,12 @@ def _with_devices(columns: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...
 def of_leaderboard(board: Row) -> list[Table]:
     """Return the trials of a stage and, if there are any, the importances of its parameters."""
     rows = board["trials"]
-    columns = (*TRIAL_COLUMNS, *varied([row["config"] for row in rows]))
+    told = [name for name in TRIAL_COLUMNS if name != "why" or any(map(_why, rows))]
+    columns = (*told, *varied([row["config"] for row in rows]))
     title = f"{board['run']} {board['stage']['stage']}: {_state(board['stage'])}"
     cells = [_cells(row, columns) for row in rows]
-    tables = [Table(title, columns, cells, _caption(rows), together=len(TRIAL_COLUMNS))]
+    together = columns.index("se") + 1
+    tables = [Table(title, columns, cells, _caption(rows), together=together)]
     found = board["importances"]
     if found and found["rows"]:
         tables.append(_of_importances(found))

@@ -235,7 +235,7 @@ def _print(page: "Table") -> None:
         page.title, page.columns, page.rows, caption=page.caption, together=page.together
     )
     for line in page.below:
-        print(line)
+        console.print_text(line)
 
 
 def _stage_counts(texts: Sequence[str]) -> dict[str, int]:
