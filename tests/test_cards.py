@@ -39,6 +39,12 @@ def test_the_word_is_that_of_the_calibration(loaded, probability, word):
     assert f"<p class=word>{word}</p>" in verdict(loaded, probability)
 
 
+def test_the_words_of_the_threshold_stand_below_its_mark(loaded):
+    shown = verdict(loaded, 0.3)
+    assert 'class=cut style="left:60.00%"' in shown
+    assert re.search(r'class=at style="left:clamp\([^,]+, 60.00%, [^"]+">threshold 60.0 %', shown)
+
+
 def test_an_unsure_verdict_says_where_it_leans(loaded):
     assert "leans to real" in verdict(loaded, 0.3)
     assert "leans to generated" in verdict(loaded, 0.65)

@@ -274,6 +274,7 @@ def test_both_error_rates_are_told_with_their_counts(whole):
     found = collect(whole)
     metrics = found["evaluations"]["val"]["metrics"]
     text = report_threshold.threshold(found)
+    assert f"--data {found['data']}" in "".join(Page(text).codes)
     for key, share in (
         ("num_real", metrics["fpr@threshold"]),
         ("num_generated", 1 - metrics["recall@threshold"]),

@@ -105,8 +105,9 @@ def _gauge(probability: float, calibration: Calibration) -> Html:
         f'style="background:linear-gradient(90deg, {stops})">'
         f'<i class=cut style="left:{cut:.2f}%"></i>'
         f'<i class=dot style="left:{100 * probability:.2f}%"></i></div>'
-        f"<div class=ends><span>{CLASSES[0]}</span><span>threshold {percent(cut / 100)}</span>"
-        f"<span>{CLASSES[1]}</span></div>"
+        f"<div class=ends><span>{CLASSES[0]}</span>"
+        f'<span class=at style="left:clamp(5.5rem, {cut:.2f}%, 100% - 8rem)">'
+        f"threshold {percent(cut / 100)}</span><span>{CLASSES[1]}</span></div>"
     )
 
 

@@ -50,7 +50,7 @@ def collect(run: str, *, root: str, folder: Path, data: str, human: Path) -> Rep
     """
     stages = [_stage(root, run, row["stage"]) for row in board.stages(root, run)]
     bundle = folder / "bundle"
-    found: Report = {"schema_version": SCHEMA_VERSION, "run": run, "stages": stages}
+    found: Report = {"schema_version": SCHEMA_VERSION, "run": run, "data": data, "stages": stages}
     found |= {"delivered": None, "note": "", "evaluations": {}, "comparison": None}
     found |= {"robustness": None, "errors": None, "human": None, "test_opened": []}
     if (bundle / manifest.DESCRIPTION).exists():

@@ -7,6 +7,9 @@ from aiornot.data.markup import Html, commands, join, paragraph
 
 _Table = Mapping[str, Any]
 
+WORDS = {True: "better", False: "worse", None: "may be chance"}
+"""What is said of a difference, by its ``better``."""
+
 
 def absent(report: _Table, name: str) -> Html | None:
     """Return what stands for something that is not there: a sentence, the command that makes it."""
@@ -41,10 +44,9 @@ def difference(found: _Table | None) -> Html:
     if found is None:
         return Html("")
     low, high = found["interval"]
-    told = {True: "better", False: "worse", None: "may be chance"}[found["better"]]
     return Html(
         f"{found['difference']:+.4f} <span class=dim>[{low:+.3f}, {high:+.3f}]</span> "
-        f"<span class=dim>{told}</span>"
+        f"<span class=dim>{WORDS[found['better']]}</span>"
     )
 
 

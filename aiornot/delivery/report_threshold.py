@@ -5,7 +5,8 @@ so it is told for fewer as well, which takes the two error rates and no measurem
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from aiornot.data.markup import Html, commands, join, paragraph, say, table
@@ -28,11 +29,9 @@ def threshold(report: _Table) -> Html:
         f"called generated, as the rule {calibration['rule']} chose on val. To choose by another "
         "rule, without training:"
     )
-    folder = shlex.quote(report["delivered"]["folder"])
-    again = commands([f"aiornot calibrate {folder} --rule RULE"])
-    return join(
-        [told, again, _errors(report), *_unsure(shown), _rare(shown, split)],
-    )
+    line = ["aiornot", "calibrate", report["delivered"]["folder"], "--data", report["data"]]
+    again = commands([shlex.join([*line, "--rule", "RULE"])])
+    return join([told, again, _errors(report), *_unsure(shown), _rare(shown, split)])
 
 
 def _errors(report: _Table) -> Html:
@@ -44,11 +43,11 @@ def _errors(report: _Table) -> Html:
     ]
     if split == "test":
         columns.append(("val, at the threshold", report["evaluations"]["val"], "threshold"))
-    rows = {
+    rows: dict[str, Callable[[_Table, str], Html]] = {
         "real called generated": _false_positives,
         "generated called real": _false_negatives,
-        "accuracy": _metric("accuracy"),
-        "precision": _metric("precision"),
+        "accuracy": partial(_share, "accuracy"),
+        "precision": partial(_share, "precision"),
     }
     cells = [[say(name), *(cell(one, at) for _, one, at in columns)] for name, cell in rows.items()]
     return table(["", *(title for title, _, _ in columns)], cells)
@@ -70,12 +69,9 @@ def _of(share: float, interval: Sequence[float | None] | None, images: int) -> H
     return join([rate(share, interval), counted(round(share * images), images)], " ")
 
 
-def _metric(name: str) -> Any:
-    def cell(evaluation: _Table, at: str) -> Html:
-        key = f"{name}@{at}"
-        return rate(evaluation["metrics"][key], evaluation["intervals"].get(key))
-
-    return cell
+def _share(name: str, evaluation: _Table, at: str) -> Html:
+    key = f"{name}@{at}"
+    return rate(evaluation["metrics"][key], evaluation["intervals"].get(key))
 
 
 def _unsure(evaluation: _Table) -> list[Html]:

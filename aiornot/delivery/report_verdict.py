@@ -5,6 +5,7 @@ from typing import Any
 
 from aiornot.data.markup import Html, fold, join, paragraph, say, table, text
 from aiornot.delivery.report_cells import (
+    WORDS,
     absent,
     difference,
     flipped,
@@ -17,8 +18,6 @@ from aiornot.delivery.report_results import METRICS
 from aiornot.tuning.tables import duration
 
 _Table = Mapping[str, Any]
-
-_WORDS = {True: "better", False: "worse", None: "may be chance"}
 
 
 def head(report: _Table) -> Html:
@@ -72,7 +71,7 @@ def _verdict(report: _Table) -> Html:
 def _told(name: str, found: _Table) -> str:
     low, high = found["interval"]
     change = f"{METRICS[name]} {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return f"{change}, {_WORDS[found['better']]}"
+    return f"{change}, {WORDS[found['better']]}"
 
 
 def _tiles(report: _Table) -> Html:
@@ -96,8 +95,8 @@ def _tiles(report: _Table) -> Html:
             _percents(ends.get("precision@threshold")),
         ),
         (f"{calibration['threshold']:.3f}", "threshold", f"rule {calibration['rule']}"),
+        _damaged(report),
     ]
-    tiles.append(_damaged(report))
     seconds = sum(stage["stage"]["device_seconds"] for stage in report["stages"])
     trials = sum(stage["budget"]["trials"] for stage in report["stages"])
     stages = len(report["stages"])

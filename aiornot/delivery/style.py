@@ -13,6 +13,9 @@ STYLE = """
   --unsure: #c9a227; --doubt: #e2bd4b; --dim: #a3abb8; --rim: #3b424d; --soft: #262b33;
   --on-tone: #14171c; }
 .gradio-container .html-container { padding: 0 !important; }
+.gradio-container button[role=tab] { color: var(--dim) !important; }
+.gradio-container button[role=tab][aria-selected=true] { color: var(--body-text-color) !important;
+  font-weight: 600; }
 .aion { color: var(--body-text-color); font-size: 1rem; line-height: 1.5; font-family:
   system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 .aion h1 { font-size: 1.5rem; line-height: 1.2; margin: 0; font-weight: 650; }
@@ -37,7 +40,9 @@ STYLE = """
 .aion .gauge .dot { position: absolute; top: 50%; width: 1.1rem; height: 1.1rem;
   border-radius: 50%; transform: translate(-50%, -50%); background: var(--body-text-color);
   border: 3px solid var(--body-background-fill); box-shadow: 0 0 0 2px var(--body-text-color); }
-.aion .ends { display: flex; justify-content: space-between; font-size: .8rem; color: var(--dim); }
+.aion .ends { position: relative; display: flex; justify-content: space-between;
+  font-size: .8rem; color: var(--dim); }
+.aion .ends .at { position: absolute; transform: translateX(-50%); white-space: nowrap; }
 .aion details { margin-top: .7rem; font-size: .88rem; }
 .aion summary { cursor: pointer; color: var(--dim); padding: .2rem 0; }
 .aion dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem;
