@@ -113,7 +113,7 @@ LAYERS = uniform(0.6, 1.0)
 
 
 def _fifth() -> Method:
-    """Return ``fast`` as it was before ``stripes``: 56 and 10 trials, 3 candidates of both."""
+    """Return ``fast`` as it was shipped before: 56 and 10 trials, 3 candidates of both."""
     explore, exploit = searching(folder("fast"))
     now = explore.space
     space = {name: now[name] for name in ("model", "lr", "clip_grad")}
