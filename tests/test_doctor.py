@@ -254,7 +254,7 @@ def test_a_real_ray_is_asked_and_nothing_is_left_of_it(here, monkeypatch):
     prepare(here / "full.h5")
     result = run_verb("doctor", "--storage", str(here / "runs"), "--data", str(here), "--json")
     found = json.loads(result.out)
-    assert result.code == 0, found["findings"]
+    assert result.code == 0, [one for one in found["findings"] if one["status"] == "fail"]
     told = {one["what"]: one["found"] for one in found["findings"]}
     assert told["token"] == "asked for" and told["state API"] == "answers"
     assert told["dashboard"].startswith("on loopback only, 127.0.0.1:")
