@@ -149,12 +149,15 @@ class Events:
         name: Of the stage.
         num_trials: How many there will be.
         each_tick: Say every tick; else only how trials end.
+        trials: Those of the ledger so far.
     """
 
-    def __init__(self, name: str, num_trials: int, *, each_tick: bool) -> None:
+    def __init__(
+        self, name: str, num_trials: int, *, each_tick: bool, trials: Sequence[Trial] = ()
+    ) -> None:
         self._num_trials = num_trials
         self._each_tick = each_tick
-        self._best = 0.0
+        self._best = max((trial.score for trial in trials if trial.ticks), default=0.0)
         self._said = time.monotonic()
         say(f"{name}: {num_trials} trial{'s' * (num_trials > 1)}")
 
@@ -184,9 +187,9 @@ class Events:
 def observing() -> Iterator[Callable[..., Observer]]:
     """Give what makes the observers of ledgers, of one stage after the other.
 
-    It takes the arguments of ``Events``, and as ``trials`` what a ledger holds already. In a
-    terminal an observer is a ``LiveTable``, closed when the next one is made and when the context
-    is left, whatever happened. Elsewhere it is an ``Events``.
+    It takes the arguments of ``Events``. In a terminal an observer is a ``LiveTable``, closed when
+    the next one is made and when the context is left, whatever happened. Elsewhere it is an
+    ``Events``.
     """
     console = talk()
     with ExitStack() as shown:
@@ -197,7 +200,7 @@ def observing() -> Iterator[Callable[..., Observer]]:
             shown.close()
             # FORCE_COLOR makes rich take any file for a terminal.
             if not (console.is_interactive and console.file.isatty()):
-                return Events(name, num_trials, each_tick=each_tick)
+                return Events(name, num_trials, each_tick=each_tick, trials=trials)
             table = LiveTable(name, num_trials, trials=trials, console=console)
             shown.callback(table.close)
             return table

@@ -446,3 +446,11 @@ def test_elsewhere_there_is_a_line_per_event(variables, capsys, monkeypatch, tmp
     told = capsys.readouterr()
     assert re.sub(r"\x1b\[[\d;]*m", "", told.err) == PLAIN
     assert told.out == ""
+
+
+def test_the_best_so_far_is_that_of_all_sessions(capsys, tmp_path):
+    with console.observing() as observe:
+        before = [make(0, ticks=2, score=0.95), make(1)]
+        observer = observe("explore", 3, each_tick=False, trials=before)
+        run_trial(Ledger(str(tmp_path), observers=[observer]), 2, ticks=1)
+    assert "score 0.9000, best so far 0.9500" in capsys.readouterr().err

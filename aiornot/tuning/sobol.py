@@ -1,8 +1,8 @@
 """Points that fill a space evenly: a scrambled Sobol sequence over numbers and categories alike.
 
-Of 64 points each of 8 models has 8, with learning rates from all over the range. Independent draws
-give some model no good rate now and then, and a chain that never saw its best model at its best
-cannot mend that (docs/search.md).
+Of 64 points each of 7 models has 8 to 10, with learning rates from all over the range. Independent
+draws give some model no good rate now and then, and a chain that never saw its best model at its
+best cannot mend that (docs/search.md).
 
 Optuna's ``QMCSampler`` draws categories independently, and by the trials that its study has seen;
 here a point follows from its number alone, so that a resumed search draws as one without a break.

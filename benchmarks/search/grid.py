@@ -100,4 +100,9 @@ def _nearest(values: Sequence[float], wanted: float, *, log: bool = True) -> int
 
     # A decay of 0 has no logarithm; it is as far below as can be.
     wanted = max(wanted, 1e-9) if log else wanted
-    return min(range(len(values)), key=lambda index: abs(scale(values[index]) - scale(wanted)))
+
+    def away(index: int) -> tuple[float, int]:
+        # Rounded, so that of two values as near, such as those about .05, the later one is taken.
+        return round(abs(scale(values[index]) - scale(wanted)), 9), -index
+
+    return min(range(len(values)), key=away)

@@ -53,9 +53,9 @@ class Method:
 def methods() -> dict[str, Method]:
     """Return the methods by name.
 
-    All but the notebook's and ``seed`` end in ``fast``'s stages: 2 candidates, and the winner once
-    more. Where the number of epochs was searched each keeps its own, else all have 16. Those of
-    one stage search all that ``fast`` searches in two.
+    All but the notebook's, ``seed`` and the fifth design end in ``fast``'s stages: 2 candidates,
+    and the winner once more. Where the number of epochs was searched each keeps its own, else all
+    have 16. Those of one stage search all that ``fast`` searches in two.
     """
     of_128 = _budget(whole(), num_trials=128, grace_period=1)
     lengths = {**of_128.space, "epochs": randint(2, 20)}

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.search import methods, replay, worlds
 from benchmarks.search.methods import Method
 from benchmarks.search.replay import Played
+from benchmarks.search.sources import TASKS
 from benchmarks.search.table import HOME, path_of, read
 from benchmarks.search.worlds import Score, World
 
@@ -31,16 +32,18 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task")
+    parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--what", choices=PLANS, default="methods")
     parser.add_argument("--only", default="", help="Methods whose name holds this text.")
     parser.add_argument("--replicates", type=int, default=40)
     options = parser.parse_args()
     out = HOME / options.task / f"{options.what}.jsonl"
     known = {(row["method"], row["places"], row["replicate"]) for row in rows_of(out)}
-    for name, method, how in PLANS[options.what]():
-        if options.only not in name:
-            continue
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plans = [plan for plan in PLANS[options.what]() if options.only in plan[0]]
+    if not plans:
+        parser.error(f"--only {options.only}: no method of {options.what} has that in its name")
+    for name, method, how in plans:
         places = how.pop("places", 1)
         curve = options.what == "methods"
         missing = [
