@@ -166,7 +166,9 @@ class Stage:
                 "the number of the parent's configurations to train again"
             )
         if self.sampler is not None and not self.space:
-            raise InputError("it has a sampler but an empty space")
+            raise InputError(
+                "it has a sampler but an empty space: say what is searched, or leave out sampler="
+            )
         if self.enqueue and self.after is None:
             raise InputError(f"enqueue={self.enqueue} needs after=")
         if self.pick_from not in ("parent", "searches"):
