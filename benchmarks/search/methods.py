@@ -14,6 +14,7 @@ from aiornot.tuning.space import (
     Budget,
     Distribution,
     Stage,
+    extremes,
     loguniform,
     narrowed,
     original,
@@ -171,7 +172,7 @@ def variants() -> dict[str, Callable[[], Method]]:
     made["TPE in explore"] = _explored(sampler="tpe")
     made["label smoothing searched, too"] = _searched(label_smoothing=SMOOTHING)
     made["layer decay searched, too"] = _searched(layer_decay=LAYERS)
-    made["weight decay from .001 on"] = lambda: changed(_ranging(weight_decay=DECAY))
+    made["weight decay from .001 on"] = _searched(weight_decay=DECAY)
     made["mirroring from exploit on"] = lambda: changed(_later)
     made["all of the space from explore on"] = lambda: changed(_spread)
     for factor in (2, 3, 8):
@@ -190,10 +191,12 @@ def variants() -> dict[str, Callable[[], Method]]:
     made["8 epochs in exploit"] = _exploited(epochs=8)
     for count in (0, 9):
         made[f"{count} of explore's best in exploit"] = _exploited(enqueue=count)
-    made["its known good point first"] = lambda: changed(_known)
-    made["three bad points first"] = lambda: changed(_misled)
-    made["the best learning rates cut off"] = lambda: changed(_ranging(lr=CUT))
-    made["lr's range twice as wide"] = lambda: changed(_ranging(lr=WIDE))
+    known = load_chain(find_chain("fast"))[0].first
+    made["its known good point first"] = _explored(first=known)
+    bad = tuple({"model": model, "lr": 1.1e-5} for model in extremes(whole().space["model"])[:3])
+    made["three bad points first"] = _explored(first=bad)
+    made["the best learning rates cut off"] = _searched(lr=CUT)
+    made["lr's range twice as wide"] = _searched(lr=WIDE)
     return made
 
 
@@ -240,23 +243,13 @@ def _with(stage: Stage, values: Mapping[str, Any]) -> Stage:
 
 
 def _searched(**domains: Distribution) -> Callable[[], Method]:
-    """``fast`` with more parameters, from explore on."""
+    """``fast`` with more parameters, or other ranges of its own, from explore on."""
 
-    def more(stage: Stage) -> Stage:
-        added = narrowed(domains) if stage.after else domains
-        return dataclasses.replace(stage, space={**stage.space, **added})
+    def searched(stage: Stage) -> Stage:
+        found = narrowed(domains) if stage.after else domains
+        return dataclasses.replace(stage, space={**stage.space, **found})
 
-    return lambda: changed(more)
-
-
-def _ranging(**domains: Distribution) -> Callable[[Stage], Stage]:
-    """Give parameters other ranges; where one is narrowed, that is what is known of it at most."""
-
-    def ranged(stage: Stage) -> Stage:
-        now = narrowed(domains) if stage.after else domains
-        return dataclasses.replace(stage, space={**stage.space, **now})
-
-    return ranged
+    return lambda: changed(searched)
 
 
 def _later(stage: Stage) -> Stage:
@@ -279,16 +272,3 @@ def _budget(stage: Stage, **values: Any) -> Stage:
 
 def _tpe(stage: Stage) -> Stage:
     return dataclasses.replace(stage, sampler="tpe")
-
-
-def _known(stage: Stage) -> Stage:
-    found = load_chain(find_chain("fast"))[0].first
-    return stage if stage.after else dataclasses.replace(stage, first=found)
-
-
-def _misled(stage: Stage) -> Stage:
-    if stage.after is not None:
-        return stage
-    models = original(stage.space["model"]).choices  # type: ignore[attr-defined]
-    bad = tuple({"model": model, "lr": 1.1e-5} for model in models[:3])
-    return dataclasses.replace(stage, first=bad)

@@ -24,6 +24,11 @@ Array: TypeAlias = NDArray[Any]
 Random: TypeAlias = np.random.Generator
 Labelled: TypeAlias = tuple[Array, Array]
 """Images (N, S, S) float32, labels (N,) of 0 and 1."""
+Task: TypeAlias = Callable[[Random, dict[str, int]], dict[str, Labelled]]
+"""Makes splits of so many images."""
+
+ACROSS, DOWN = np.meshgrid(np.arange(16), np.arange(16))
+"""Where each pixel of what is drawn lies."""
 
 TILE = 36
 """Pixels of a photograph that go into one split together."""
@@ -114,75 +119,62 @@ def digits(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
     return made
 
 
-def shapes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+def shapes(rng: Random, count: int) -> Labelled:
     """Ellipses of 16 px, turned and moved, bright or dark, on a shaded ground with noise."""
-    made = {}
-    for name, count in counts.items():
-        labels = rng.random(count) < 0.5
-        made[name] = np.stack([_ellipse(rng, filled=label) for label in labels]), labels
-    return made
+    labels = rng.random(count) < 0.5
+    return np.stack([_ellipse(rng, filled=label) for label in labels]), labels
 
 
-def stripes(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+def stripes(rng: Random, count: int) -> Labelled:
     """Stripes of 16 px of any direction, width and phase, and noise."""
-    across, down = np.meshgrid(np.arange(16), np.arange(16))
-    made = {}
-    for name, count in counts.items():
-        turn, phase = (rng.uniform(0, high, (count, 1, 1)) for high in (np.pi, 2 * np.pi))
-        place = across * np.cos(turn) + down * np.sin(turn)
-        images = np.sin(2 * np.pi * place / rng.uniform(5, 9, (count, 1, 1)) + phase)
-        images += rng.normal(0, NOISE["stripes"], images.shape)
-        made[name] = images, (np.abs(np.cos(turn)) > np.abs(np.sin(turn))).ravel()
-    return made
+    turn, phase = (rng.uniform(0, high, (count, 1, 1)) for high in (np.pi, 2 * np.pi))
+    place = ACROSS * np.cos(turn) + DOWN * np.sin(turn)
+    images = np.sin(2 * np.pi * place / rng.uniform(5, 9, (count, 1, 1)) + phase)
+    images += rng.normal(0, NOISE["stripes"], images.shape)
+    return images, (np.abs(np.cos(turn)) > np.abs(np.sin(turn))).ravel()
 
 
-def spirals(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+def spirals(rng: Random, count: int) -> Labelled:
     """Rings of 16 px round a moved centre and noise; half of them are wound up to a spiral."""
-    made = {}
-    for name, count in counts.items():
-        labels = rng.random(count) < 0.5
-        middle = rng.uniform(6, 9, (2, count, 1, 1))
-        x, y = (
-            place - at for place, at in zip(np.meshgrid(*[np.arange(16)] * 2), middle, strict=True)
-        )
-        arms = np.where(labels, rng.choice([-1, 1], count), 0)[:, None, None]
-        phase = rng.uniform(0, 2 * np.pi, (count, 1, 1))
-        wave = 2 * np.pi * np.hypot(x, y) / rng.uniform(6, 9, (count, 1, 1))
-        images = np.sin(wave + arms * np.arctan2(y, x) + phase)
-        made[name] = images + rng.normal(0, NOISE["spirals"], images.shape), labels
-    return made
+    labels = rng.random(count) < 0.5
+    middle = rng.uniform(6, 9, (2, count, 1, 1))
+    x, y = ACROSS - middle[0], DOWN - middle[1]
+    arms = np.where(labels, rng.choice([-1, 1], count), 0)[:, None, None]
+    phase = rng.uniform(0, 2 * np.pi, (count, 1, 1))
+    wave = 2 * np.pi * np.hypot(x, y) / rng.uniform(6, 9, (count, 1, 1))
+    images = np.sin(wave + arms * np.arctan2(y, x) + phase)
+    return images + rng.normal(0, NOISE["spirals"], images.shape), labels
 
 
-def pairs(rng: Random, counts: dict[str, int]) -> dict[str, Labelled]:
+def pairs(rng: Random, count: int) -> Labelled:
     """Two soft spots on 16 px, bright or dark, and noise; half of the pairs are of one kind."""
-    across, down = np.meshgrid(np.arange(16), np.arange(16))
-    made = {}
-    for name, count in counts.items():
-        labels = rng.random(count) < 0.5
-        sign = rng.choice([-1, 1], count)
-        images = rng.normal(0, NOISE["pairs"], (count, 16, 16))
-        turn, apart = rng.uniform(0, 2 * np.pi, count), rng.uniform(3, 5, count)
-        for side, kind in ((1, sign), (-1, np.where(labels, sign, -sign))):
-            x, y = (
-                rng.uniform(7, 8, count) + side * apart * way
-                for way in (np.cos(turn), np.sin(turn))
-            )
-            away = (across - x[:, None, None]) ** 2 + (down - y[:, None, None]) ** 2
-            images += kind[:, None, None] * np.exp(
-                -away / (2 * rng.uniform(1, 2, (count, 1, 1)) ** 2)
-            )
-        made[name] = images, labels
-    return made
+    labels = rng.random(count) < 0.5
+    sign = rng.choice([-1, 1], count)
+    images = rng.normal(0, NOISE["pairs"], (count, 16, 16))
+    turn, apart = rng.uniform(0, 2 * np.pi, count), rng.uniform(3, 5, count)
+    for side, kind in ((1, sign), (-1, np.where(labels, sign, -sign))):
+        x, y = (
+            rng.uniform(7, 8, count) + side * apart * way for way in (np.cos(turn), np.sin(turn))
+        )
+        away = (ACROSS - x[:, None, None]) ** 2 + (DOWN - y[:, None, None]) ** 2
+        width = rng.uniform(1, 2, (count, 1, 1))
+        images += kind[:, None, None] * np.exp(-away / (2 * width**2))
+    return images, labels
 
 
-TASKS: dict[str, Callable[[Random, dict[str, int]], dict[str, Labelled]]] = {
+def _of_splits(draw: Callable[[Random, int], Labelled]) -> Task:
+    """Return a task whose splits have nothing in common, since each image is drawn anew."""
+    return lambda rng, counts: {name: draw(rng, count) for name, count in counts.items()}
+
+
+TASKS: dict[str, Task] = {
     "patches": patches,
     "digits": digits,
     "scenes": scenes,
-    "shapes": shapes,
-    "stripes": stripes,
-    "spirals": spirals,
-    "pairs": pairs,
+    "shapes": _of_splits(shapes),
+    "stripes": _of_splits(stripes),
+    "spirals": _of_splits(spirals),
+    "pairs": _of_splits(pairs),
 }
 
 

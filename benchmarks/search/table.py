@@ -52,9 +52,7 @@ QUICK_PROFILES = {
     "full": Profile(960, 600, half=False),
 }
 
-GRIDS = {"patches": Grid()} | dict.fromkeys(
-    (*("digits", "scenes", "shapes"), *("stripes", "spirals", "pairs")), SMALL
-)
+GRIDS = dict.fromkeys(sources.TASKS, SMALL) | {"patches": Grid()}
 
 
 def _of_two_widths(*networks: tuple[str, str]) -> tuple[tuple[str, str, int], ...]:
