@@ -1,11 +1,14 @@
 """The figures of a report as cells of its tables and tiles: a value, its interval, a difference."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from aiornot.data.markup import Html, commands, join, paragraph
 
 _Table = Mapping[str, Any]
+
+Interval: TypeAlias = Sequence[float | None] | None
+"""Both ends; None where a statistic was undefined in too many draws, or where none was kept."""
 
 WORDS = {True: "better", False: "worse", None: "may be chance"}
 """What is said of a difference, by its ``better``."""
@@ -34,10 +37,16 @@ def value(found: _Table | None) -> Html:
     return Html(f"{found['value']:.4f}{_interval(found['interval'])}")
 
 
-def _interval(ends: Sequence[float | None] | None) -> str:
-    if not ends or ends[0] is None:
-        return ""
-    return f" <span class=dim>[{ends[0]:.3f}, {ends[1]:.3f}]</span>"
+def known(interval: Interval) -> tuple[float, float] | None:
+    """Return the ends of an interval; None where there is none, or it is undefined."""
+    if not interval or interval[0] is None or interval[1] is None:
+        return None
+    return interval[0], interval[1]
+
+
+def _interval(interval: Interval) -> str:
+    ends = known(interval)
+    return f" <span class=dim>[{ends[0]:.3f}, {ends[1]:.3f}]</span>" if ends else ""
 
 
 def difference(found: _Table | None) -> Html:
@@ -58,11 +67,12 @@ def percent(found: float | None) -> str:
     return "-" if found is None else f"{found:.1%}"
 
 
-def rate(found: float | None, interval: Sequence[float | None] | None) -> Html:
+def rate(found: float | None, interval: Interval) -> Html:
     """Show a share as a percentage with its interval."""
-    if not interval or interval[0] is None or interval[1] is None:
+    ends = known(interval)
+    if ends is None:
         return Html(percent(found))
-    low, high = (100 * end for end in (interval[0], interval[1]))
+    low, high = (100 * end for end in ends)
     return Html(f"{percent(found)} <span class=dim>[{low:.1f}, {high:.1f}]</span>")
 
 
@@ -70,8 +80,7 @@ def counted(part: int, whole: int) -> Html:
     return Html(f"<span class=dim>{part:,} of {whole:,}</span>")
 
 
-def flipped(interval: Sequence[float | None] | None) -> list[float] | None:
+def flipped(interval: Interval) -> tuple[float, float] | None:
     """Return the interval of what is left to 1, such as misses from recall."""
-    if not interval or interval[0] is None or interval[1] is None:
-        return None
-    return [1 - interval[1], 1 - interval[0]]
+    ends = known(interval)
+    return (1 - ends[1], 1 - ends[0]) if ends else None

@@ -68,7 +68,7 @@ def missing(found: Mapping[str, Any], bundle: Path, data: str) -> dict[str, dict
     if found["delivered"] is None:
         none = "No model is delivered yet: the chain has not reached its end."
         return {"delivered": {"sentence": none, "command": None}}
-    place, beside = f"{shlex.quote(str(bundle))}", f"--data {shlex.quote(data)}"
+    place, beside = shlex.quote(str(bundle)), f"--data {shlex.quote(data)}"
     test = found["evaluations"]["test"]
     shown = test or found["evaluations"]["val"]
     evaluate = f"aiornot evaluate {place} {beside} --split test"

@@ -98,7 +98,7 @@ def _damages(robustness: _Table) -> list[Html]:
         legend = plot.key(
             [
                 *(("line", f"curve {kind}", word) for kind, word in _DAMAGED.values()),
-                *(("line", f"clean {kind}", "clean images") for kind, _ in [_DAMAGED["auroc"]]),
+                ("line", f"clean {_DAMAGED['auroc'][0]}", "clean images"),
                 ("area", "shade one", "95 % interval"),
             ]
         )

@@ -56,43 +56,55 @@ def _reliability(evaluation: _Table) -> Html:
     )
 
 
+_RATES = {
+    "fpr": "real images called generated",
+    "recall": "recall of generated",
+    "precision": "precision",
+}
+
+
 def _roc(evaluation: _Table, human: _Table | None) -> Html:
-    """Draw recall over the false-positive rate, with the person of the notebook."""
-    verdicts, metrics = evaluation["curves"]["verdicts"], evaluation["metrics"]
-    frame = Plot(plot.unit("real images called generated"), plot.unit("recall of generated"))
-    points = list(zip(verdicts["fpr"], verdicts["recall"], strict=True))
-    chosen = (metrics["fpr@threshold"], metrics["recall@threshold"])
-    parts = [frame.line([(0, 0), (1, 1)], "rung"), frame.line(points, "curve one")]
-    parts += _operating(frame, chosen, (metrics["fpr@0.5"], metrics["recall@0.5"]))
-    parts += _people(frame, human, across=("fpr", False), up="recall")
-    return plot.figure(
-        "ROC",
-        frame,
-        parts,
-        legend=plot.key(_names(evaluation, human)),
-        below=f"AUROC {metrics['auroc']:.4f}. {_ABOUT_PERSON}",
-    )
+    chance = [(0.0, 0.0), (1.0, 1.0)]
+    told = f"AUROC {evaluation['metrics']['auroc']:.4f}"
+    return _over_thresholds("ROC", evaluation, human, ("fpr", "recall"), chance, told)
 
 
 def _precision_recall(evaluation: _Table, human: _Table | None) -> Html:
-    """Draw precision over recall, with the person of the notebook."""
-    verdicts, metrics = evaluation["curves"]["verdicts"], evaluation["metrics"]
-    found = zip(verdicts["recall"], verdicts["precision"], strict=True)
-    points = [(one, other) for one, other in found if other is not None]
     share = evaluation["num_generated"] / (evaluation["num_generated"] + evaluation["num_real"])
-    frame = Plot(plot.unit("recall of generated"), plot.unit("precision"))
-    parts = [frame.line([(0, share), (1, share)], "rung"), frame.line(points, "curve one")]
-    operating = [
-        (metrics[f"recall@{at}"], metrics[f"precision@{at}"] or 0.0) for at in ("threshold", "0.5")
-    ]
-    parts += _operating(frame, *operating)
-    parts += _people(frame, human, across=("recall", False), up="precision")
+    chance = [(0.0, share), (1.0, share)]
+    told = f"Average precision {evaluation['metrics']['average_precision']:.4f}"
+    return _over_thresholds(
+        "Precision and recall", evaluation, human, ("recall", "precision"), chance, told
+    )
+
+
+def _over_thresholds(
+    title: str,
+    evaluation: _Table,
+    human: _Table | None,
+    rates: tuple[str, str],
+    chance: Sequence[plot.Point],
+    told: str,
+) -> Html:
+    """Draw one rate over another, with the two thresholds and the person of the notebook."""
+    verdicts, metrics = evaluation["curves"]["verdicts"], evaluation["metrics"]
+    frame = Plot(*(plot.unit(_RATES[rate]) for rate in rates))
+    found = zip(*(verdicts[rate] for rate in rates), strict=True)
+    points = [point for point in found if None not in point]  # precision, where none is called so
+    parts = [frame.line(chance, "rung"), frame.line(points, "curve one")]
+    for at, kind, radius, tip in (
+        ("0.5", "hollow", 4.5, "at .5"),
+        ("threshold", "best", 5, "at the threshold"),
+    ):
+        across, up = (metrics[f"{rate}@{at}"] or 0.0 for rate in rates)
+        parts.append(frame.dot((across, up), kind, radius=radius, tip=tip))
+    parts += _people(frame, human, *rates)
     return plot.figure(
-        "Precision and recall",
+        title,
         frame,
         parts,
         legend=plot.key(_names(evaluation, human)),
-        below=f"Average precision {metrics['average_precision']:.4f}. {_ABOUT_PERSON}",
+        below=f"{told}. {_ABOUT_PERSON}",
     )
 
 
@@ -110,14 +122,7 @@ def _names(evaluation: _Table, human: _Table | None) -> list[tuple[str, str, str
     return names + ([("dot", "control", "person here")] if human else [])
 
 
-def _operating(frame: Plot, chosen: plot.Point, half: plot.Point) -> list[Html]:
-    return [
-        frame.dot(half, "hollow", radius=4.5, tip="at .5"),
-        frame.dot(chosen, "best", radius=5, tip="at the threshold"),
-    ]
-
-
-def _people(frame: Plot, human: _Table | None, *, across: tuple[str, bool], up: str) -> list[Html]:
+def _people(frame: Plot, human: _Table | None, across: str, up: str) -> list[Html]:
     """Draw persons as crosses whose arms are the 95 % intervals."""
     found = [("person", {k: tuple(v) for k, v in NOTEBOOK_HUMAN.items()})]
     if human is not None:
@@ -126,7 +131,7 @@ def _people(frame: Plot, human: _Table | None, *, across: tuple[str, bool], up: 
         found.append(("control", {**counts, "fpr": (real - right, real)}))
     parts = []
     for kind, counts in found:
-        (part, whole), (rise, height) = counts[across[0]], counts[up]
+        (part, whole), (rise, height) = counts[across], counts[up]
         if not whole or not height:
             continue
         x, y = part / whole, rise / height

@@ -261,9 +261,7 @@ def agreements(report: _Table) -> Html | None:
     rows = [row for stage in report["stages"] for row in stage["agreements"]]
     if not rows:
         return paragraph("No configuration ran in two stages yet.")
-    told = [
-        Html(f"<li>{say(row['verdict'][:1].upper() + row['verdict'][1:])}.</li>") for row in rows
-    ]
+    told = [Html(f"<li>{say(_sentence(row['verdict']))}</li>") for row in rows]
     drawn = [figure for row in rows if (figure := _agreement(row))]
     return Html(f"<ul>{join(told)}</ul><div class=charts>{join(drawn)}</div>")
 

@@ -5,13 +5,21 @@ so it is told for fewer as well, which takes the two error rates and no measurem
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from aiornot.data.markup import Html, commands, join, paragraph, say, table
 from aiornot.delivery.bootstrap import wilson
-from aiornot.delivery.report_cells import absent, counted, flipped, judged, percent, rate
+from aiornot.delivery.report_cells import (
+    Interval,
+    absent,
+    counted,
+    flipped,
+    judged,
+    percent,
+    rate,
+)
 
 _Table = Mapping[str, Any]
 
@@ -65,7 +73,7 @@ def _false_negatives(evaluation: _Table, at: str) -> Html:
     return _of(share, interval, evaluation["num_generated"])
 
 
-def _of(share: float, interval: Sequence[float | None] | None, images: int) -> Html:
+def _of(share: float, interval: Interval, images: int) -> Html:
     return join([rate(share, interval), counted(round(share * images), images)], " ")
 
 

@@ -6,10 +6,12 @@ from typing import Any
 from aiornot.data.markup import Html, fold, join, paragraph, say, table, text
 from aiornot.delivery.report_cells import (
     WORDS,
+    Interval,
     absent,
     difference,
     flipped,
     judged,
+    known,
     number,
     percent,
     value,
@@ -123,16 +125,14 @@ def _tile(tile: tuple[str, str, str]) -> str:
     )
 
 
-def _ends(ends: Sequence[float | None] | None, sign: str = "") -> str:
-    if not ends or ends[0] is None or ends[1] is None:
-        return ""
-    return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
+def _ends(interval: Interval, sign: str = "") -> str:
+    ends = known(interval)
+    return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}" if ends else ""
 
 
-def _percents(ends: Sequence[float | None] | None) -> str:
-    if not ends or ends[0] is None or ends[1] is None:
-        return ""
-    return f"{100 * ends[0]:.1f} to {ends[1]:.1%}"
+def _percents(interval: Interval) -> str:
+    ends = known(interval)
+    return f"{100 * ends[0]:.1f} to {ends[1]:.1%}" if ends else ""
 
 
 def results(report: _Table) -> Html:
