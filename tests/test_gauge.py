@@ -61,8 +61,12 @@ class Driver:
         return self.percent
 
     def wait(self, count: int) -> None:
-        until, patience = self.asked + count, time.monotonic() + 10
-        while self.asked < until:
+        """Wait until it was asked so many times more."""
+        self.wait_until(self.asked + count)
+
+    def wait_until(self, asked: int) -> None:
+        patience = time.monotonic() + 10
+        while self.asked < asked:
             assert time.monotonic() < patience
             time.sleep(0.001)
 
@@ -89,7 +93,7 @@ def test_without_nvml_there_is_no_utilisation_and_no_error(monkeypatch):
     driver.percent = None
     with Gauge(GPU) as meter:
         meter.start()
-        driver.wait(1)
+        driver.wait_until(1)  # the only time, which may be over already
         driver.peak = 1e9
         meter.trained(1)
         assert set(meter.read()) == {SPEED, MEMORY}
